@@ -1,0 +1,67 @@
+"""Every key nichekd reads or writes, once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+class Keys:
+    """Names of slots in the cell table."""
+
+    # obsm
+    SPATIAL: Final = "spatial"  # (n, 2), cell centres, µm
+    SCVI: Final = "X_scVI"
+    FEATURES_PREFIX: Final = "X_"  # X_<encoder>
+    # obs
+    SPLIT: Final = "split"
+    N_NEIGHBORS: Final = "n_neighbors"
+    NICHE: Final = "niche"
+    NICHE_ENTROPY: Final = "niche_entropy"
+    # obsm of the student
+    STUDENT_LOGITS: Final = "student_logits"
+    STUDENT_PROBA: Final = "student_proba"
+    # written by methods that take key_added
+    TEACHER: Final = "teacher"
+    HISTOLOGY_NOLAN: Final = "histology_nolan"
+    HISTOLOGY_LEIDEN: Final = "histology_leiden"
+    # obsp and uns, squidpy's own names
+    CONNECTIVITIES: Final = "spatial_connectivities"
+    DISTANCES: Final = "spatial_distances"
+    SPATIAL_NEIGHBORS: Final = "spatial_neighbors"
+    # uns
+    UNS: Final = "nichekd"
+    RADIUS: Final = "radius"  # uns["nichekd"]["radius"], float, µm
+    FEATURES: Final = "features"  # uns["nichekd"]["features"], what pp.histology_features recorded
+    LAST_REP: Final = "use_rep"  # uns["nichekd"]["use_rep"], image features written last
+    # truth of nk.datasets.simulate
+    NICHE_TRUE: Final = "niche_true"
+    CELL_TYPE: Final = "cell_type"
+
+    @staticmethod
+    def logits(name: str) -> str:
+        """``obsm`` key of a method's K logits: ``<name>_logits``."""
+        return f"{name}_logits"
+
+    @staticmethod
+    def niche(name: str) -> str:
+        """``obs`` key of a method's labels: ``niche_<name>``."""
+        return f"niche_{name}"
+
+    @staticmethod
+    def features(encoder: str) -> str:
+        """``obsm`` key of an encoder's features: ``X_<encoder>``."""
+        return f"{Keys.FEATURES_PREFIX}{encoder}"
+
+    @staticmethod
+    def colors(obs_key: str) -> str:
+        """``uns`` key of a column's palette, scanpy's own name."""
+        return f"{obs_key}_colors"
+
+
+class Split:
+    """Categories of ``obs["split"]``."""
+
+    TRAIN: Final = "train"
+    TEST: Final = "test"
+    BUFFER: Final = "buffer"
+    ALL: Final = (TRAIN, TEST, BUFFER)

@@ -1,0 +1,19 @@
+"""``nk.settings``: defaults that a user sets once, in Python or by ``NICHEKD_*`` environment variables."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Package-wide defaults; an argument of a call always wins."""
+
+    model_config = SettingsConfigDict(env_prefix="NICHEKD_", validate_assignment=True, extra="forbid")
+
+    encoder: str = Field(default="uni2", description="Image encoder where no features have been written yet.")
+    device: str = Field(default="auto", description="Lightning Fabric's accelerator: auto, cpu, cuda, mps.")
+    progress: bool = Field(default=True, description="Show progress bars.")
+
+
+settings = Settings()

@@ -1,0 +1,2 @@
+from ._pancreas import pancreas as pancreas
+from ._simulate import simulate as simulate
