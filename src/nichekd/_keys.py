@@ -17,6 +17,7 @@ class Keys:
     N_NEIGHBORS: Final = "n_neighbors"
     NICHE: Final = "niche"
     NICHE_ENTROPY: Final = "niche_entropy"
+    NICHE_OOD: Final = "niche_ood"  # how unlike the training tissue a cell's surroundings look
     # obsm of the student
     STUDENT_LOGITS: Final = "student_logits"
     STUDENT_PROBA: Final = "student_proba"

@@ -90,13 +90,20 @@ def centres_um(adata: AnnData) -> NDArray[np.float64]:
             f"obsm['spatial'] is NaN or infinite for {bad.sum():,} of {len(xy):,} cells. "
             "Drop them: adata[np.isfinite(adata.obsm['spatial']).all(axis=1)].copy()."
         )
-    n_unique = len(np.unique(np.ascontiguousarray(xy).view(np.complex128)))
+    n_unique = len(xy) if _surely_distinct(xy) else len(np.unique(xy, axis=0))
     if n_unique < len(xy):
         raise ValueError(
             f"obsm['spatial'] has {len(xy) - n_unique:,} duplicate cell centres. Drop them: "
             "adata[~pd.DataFrame(adata.obsm['spatial']).duplicated().to_numpy()].copy()."
         )
     return xy
+
+
+def _surely_distinct(xy: NDArray[np.float64]) -> bool:
+    """Whether hashes of the centres differ, which sorts a hundred times faster than the centres themselves."""
+    bits = np.ascontiguousarray(xy + 0.0).view(np.uint64)  # + 0.0: -0 and 0 are one place
+    hashes = np.sort(bits[:, 0] * np.uint64(0x9E3779B97F4A7C15) + bits[:, 1])
+    return not (hashes[1:] == hashes[:-1]).any()
 
 
 def split_of(adata: AnnData, split_key: str | None = Keys.SPLIT) -> NDArray[np.str_]:

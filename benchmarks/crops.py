@@ -1,0 +1,199 @@
+"""Crops around cells: nichekd's reader against SpatialData's ImageTilesDataset, and against the encoder it feeds.
+
+    python benchmarks/crops.py --data ../shared/data/pancreas/section
+
+1. Reading: crops of 224 px from the tiled JPEG OME-TIFF, as uint8. Both get the cells in the order of our curve, so
+   that the peer, too, finds what it reads next to what it read last; that both read the same pixels is checked.
+2. Encoding: cells from the file to float16 features (all of nk.pp.histology_features but the set-up), against the bare
+   encoder on random batches that lie in memory. The share is the latter's time over the former's: 1 is an encoder
+   that never waits.
+
+Peer and ours take turns in one process; medians over the runs. CPU seconds count all threads, and other people's
+programs on the machine hardly change them. Encoder "uni2" is its architecture with random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+CROP, BATCH = 224, 64
+RESULTS = Path(__file__).parent / "results"
+
+
+def timed(work) -> dict[str, float]:
+    """Crops a second, by the clock and by the processor; ``work`` returns their number."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    n = work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"n_crops": n, "crops_per_s": n / wall, "crops_per_cpu_s": n / cpu}
+
+
+def load(folder: Path | None):
+    import anndata as ad
+
+    import nichekd as nk
+
+    if folder is None:
+        return nk.datasets.pancreas()
+    return nk.io.paired(ad.read_h5ad(folder / "cells.h5ad"), folder / "he.ome.tif", mpp=0.274)
+
+
+def peer(sdata, image, rows: np.ndarray):
+    """SpatialData's data set over these rows, as it is set up to return the image's own pixels."""
+    from spatialdata.dataloader import ImageTilesDataset
+
+    import nichekd as nk
+
+    some = nk.io.paired(sdata["table"][rows].copy(), image.pixels, mpp=image.mpp)
+    some["table"].obs["row"] = rows
+    return ImageTilesDataset(
+        some,
+        regions_to_images={"cells": "he"},
+        regions_to_coordinate_systems={"cells": "global"},
+        tile_dim_in_units=CROP * image.mpp,
+        table_name="table",
+        return_annotations="row",
+    )
+
+
+def compare_reading(sdata, image, n_peer: int, n_ours: int, n_runs: int) -> dict:
+    from nichekd.pp._crops import CropReader
+
+    order = CropReader(image, crop_px=CROP).order()
+    inside = ((image.xy_px > CROP) & (image.xy_px < np.array(image.size_px) - CROP)).all(axis=1)
+    rows = order[inside[order]][:n_peer]  # the peer returns less than a crop at the image's edge
+    tiles = peer(sdata, image, rows)
+
+    def theirs() -> int:
+        for i in range(len(tiles)):
+            pixels, _ = tiles[i]
+            np.asarray(list(pixels.values())[0] if isinstance(pixels, dict) else pixels)
+        return len(tiles)
+
+    def ours() -> int:
+        reader = CropReader(image, crop_px=CROP)  # a new one each time: nothing is decoded yet
+        return sum(len(cells) for cells, _ in reader.batches(reader.order()[:n_ours], batch_size=BATCH))
+
+    runs: dict[str, list] = {"spatialdata": [], "nichekd": []}
+    for _ in range(n_runs):
+        for name, work in (("spatialdata", theirs), ("nichekd", ours)):
+            runs[name].append(timed(work))
+            print(f"{name:12} {runs[name][-1]}", file=sys.stderr, flush=True)
+    return {"runs": runs, "median_difference": difference(tiles, image, rows)} | summary(runs, "spatialdata", "nichekd")
+
+
+def difference(tiles, image, rows: np.ndarray) -> float:
+    """Median grey difference of a few crops; the peer may round the corner to another pixel."""
+    from nichekd.pp._crops import CropReader
+
+    ours = CropReader(image, crop_px=CROP).read(rows[:8]).astype(int)
+    theirs = np.stack([np.asarray(tiles[i][0])[:, :CROP, :CROP] for i in range(8)]).astype(int)
+    return float(np.median(np.abs(ours - theirs)))
+
+
+def compare_encoding(image, encoder, n_crops: int, n_runs: int) -> dict:
+    import torch
+
+    from nichekd.pp._crops import CropReader
+    from nichekd.pp._encode import encoded
+
+    precision = encoder.precision("auto")
+    batch = torch.randint(0, 256, (BATCH, 3, CROP, CROP), dtype=torch.uint8).to(encoder.device)
+    finish = torch.cuda.synchronize if encoder.device.type == "cuda" else lambda: None
+
+    def bare() -> int:
+        for _ in range(n_crops // BATCH):
+            encoder.encode(batch, precision=precision)
+        finish()
+        return n_crops // BATCH * BATCH
+
+    def whole() -> int:
+        reader = CropReader(image, crop_px=CROP)
+        options = {"precision": precision, "batch_size": BATCH, "num_workers": 2}
+        return sum(len(c) for c, _ in encoded(reader, encoder, reader.order()[:n_crops], **options))
+
+    bare()
+    runs: dict[str, list] = {"bare": [], "nichekd": []}
+    for _ in range(n_runs):
+        for name, work in (("bare", bare), ("nichekd", whole)):
+            runs[name].append(timed(work))
+            print(f"{name:12} {runs[name][-1]}", file=sys.stderr, flush=True)
+    about = {"encoder": encoder.name, "precision": precision, "device": str(encoder.device)}
+    return about | {"runs": runs} | summary(runs, "bare", "nichekd")
+
+
+def summary(runs: dict[str, list], reference: str, ours: str) -> dict[str, float]:
+    found = {}
+    for figure in ("crops_per_s", "crops_per_cpu_s"):
+        found |= {f"{figure}_{name}": median(run[figure] for run in runs[name]) for name in runs}
+        found[f"{figure}_ratio"] = found[f"{figure}_{ours}"] / found[f"{figure}_{reference}"]
+    return found
+
+
+def get_encoder(name: str, device: str):
+    from nichekd.models import Encoder
+    from nichekd.models import get_encoder as by_name
+    from nichekd.models._architectures import build_architecture
+    from nichekd.models._precision import resolve_device
+
+    if name == "uni2":  # its weights are gated; random ones take as long
+        encoder = Encoder("uni2", build_architecture("uni2"), bf16_on=("cuda",))
+    else:
+        encoder = by_name(name)
+    return encoder.to(resolve_device(device))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with cells.h5ad and he.ome.tif; else the bundled crop")
+    parser.add_argument("--n-peer", type=int, default=100, help="crops the peer reads in a run")
+    parser.add_argument("--n-read", type=int, default=20_000, help="crops we read in a run")
+    parser.add_argument("--n-encode", type=int, default=640, help="crops encoded in a run")
+    parser.add_argument("--encoder", default="efficientnet_lite0")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS / "crops.json")
+    arguments = parser.parse_args()
+
+    warnings.simplefilter("ignore")
+    from nichekd._image import get_image
+
+    sdata = load(arguments.data)
+    image = get_image(sdata, sdata["table"])
+    reading = compare_reading(sdata, image, arguments.n_peer, arguments.n_read, arguments.runs)
+    encoder = get_encoder(arguments.encoder, arguments.device)
+    encoding = compare_encoding(image, encoder, arguments.n_encode, arguments.runs)
+    result = {
+        "command": "python benchmarks/crops.py " + " ".join(sys.argv[1:]),
+        "n_cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {p: version(p) for p in ("nichekd", "spatialdata", "torch", "timm", "dask", "tifffile", "numpy")},
+        "image": list(image.pixels.shape),
+        "reading": reading,
+        "encoding": encoding,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print("|                                   |  peer | nichekd | ratio |")
+    print("|:----------------------------------|------:|--------:|------:|")
+    for what, row, other in (("reading", reading, "spatialdata"), (f"encoding, bare {encoder.name}", encoding, "bare")):
+        for figure, unit in (("crops_per_s", "crops/s"), ("crops_per_cpu_s", "crops/CPU s")):
+            theirs, ours, ratio = (row[f"{figure}_{name}"] for name in (other, "nichekd", "ratio"))
+            print(f"| {f'{what}, {unit}':33} | {theirs:5.1f} | {ours:7.1f} | {ratio:5.2f} |")
+
+
+if __name__ == "__main__":
+    main()

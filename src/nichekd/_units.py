@@ -1,0 +1,83 @@
+"""Guards against the commonest unit mistakes: pixels for micrometres, and a resolution no microscope has."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MPP_RANGE = (0.05, 5.0)  # µm per px: beyond a 100× oil lens, and a thumbnail in which a cell is two pixels
+MPP_TOLERANCE = 0.02  # relative; two figures for the same resolution that differ by more contradict each other
+SPARSEST_UM = 25.0  # median distance to the nearest cell; in tissue it is 5 to 15 µm
+FEWEST = 1_000  # cells below which a hand-picked subset is as likely as a wrong unit
+MOST = 100_000  # cells that are looked at
+LATTICE = 0.1  # relative spread of nearest-neighbor distances under which the points are spots on a lattice
+
+
+def check_mpp(mpp: float, what: str) -> float:
+    """``mpp`` itself if it is a resolution of a microscope.
+
+    Raises
+    ------
+    ValueError
+        If it is not a number, or outside ``MPP_RANGE``.
+    """
+    low, high = MPP_RANGE
+    if not (math.isfinite(mpp) and low <= mpp <= high):
+        raise ValueError(
+            f"{what} is {mpp:.4g} µm per pixel; a microscope image has {low} to {high}. Hand in the resolution of the "
+            "image's full-size level: nk.io.paired(adata, image, mpp=...)."
+        )
+    return float(mpp)
+
+
+def same_mpp(one: float, other: float) -> bool:
+    """Whether two resolutions are the same within ``MPP_TOLERANCE``."""
+    return math.isclose(one, other, rel_tol=MPP_TOLERANCE)
+
+
+def nearest_distances(xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance of each cell to the nearest other one; of many cells, for those in a band across their middle.
+
+    A band, because neighbors stay neighbors in it, which they don't in a random sample.
+    """
+    from scipy.spatial import cKDTree
+
+    n = len(xy)
+    if n > MOST:
+        first = (n - MOST) // 2
+        xy = xy[np.argpartition(xy[:, 0], (first, first + MOST - 1))[first : first + MOST]]
+    return cKDTree(xy).query(xy, k=2)[0][:, 1]
+
+
+def impossible_spacing(xy: NDArray[np.float64]) -> float | None:
+    """Median distance between nearest cells if no tissue has it in µm, else ``None``.
+
+    Spots on a lattice (Visium: 100 µm) are spared: their nearest-neighbor distances are all alike, those of cells
+    vary by half their median.
+    """
+    if len(xy) < FEWEST:
+        return None
+    quarter, median, three_quarters = np.percentile(nearest_distances(xy), (25, 50, 75))
+    is_lattice = three_quarters - quarter <= LATTICE * median
+    return float(median) if median > SPARSEST_UM and not is_lattice else None
+
+
+def warn_if_pixels(xy: NDArray[np.float64]) -> None:
+    """Warn where cells are so far apart that their coordinates are in pixels rather than µm.
+
+    For data that come without an image; with one, the positions are checked against it.
+    """
+    spacing = impossible_spacing(xy)
+    if spacing is not None:
+        warnings.warn(
+            f"obsm['spatial'] puts nearest cells a median {spacing:.1f} apart; in tissue it is 5 to 15 µm, so these "
+            "seem to be pixels, not µm. If so: adata.obsm['spatial'] *= mpp, with the image's µm per pixel.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,103 @@
+"""Reading what the user names, and writing what came of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+ZARR, H5AD = ".zarr", ".h5ad"
+
+
+def read(path: Path, image: Path | None = None, *, mpp: float | None = None) -> AnnData | SpatialData:
+    """A ``SpatialData`` folder, or a table, joined with its image where there is one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a path does not exist.
+    ValueError
+        If ``path`` is neither .zarr nor .h5ad, or image and kind of data don't go together.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path} (looked in {Path.cwd()}).")
+    if path.suffix == ZARR:
+        if image is not None or mpp is not None:
+            raise ValueError(f"{path} is a SpatialData, which has its own image. Leave IMAGE and --mpp out.")
+        from spatialdata import read_zarr
+
+        return read_zarr(path)
+    if path.suffix != H5AD:
+        raise ValueError(f"{path} is neither a SpatialData folder (.zarr) nor an AnnData file (.h5ad).")
+    if image is None and mpp is not None:
+        raise ValueError("--mpp without an IMAGE; name the image after the cells.")
+    import anndata
+
+    adata = anndata.read_h5ad(path)
+    if image is None:
+        return adata
+    from nichekd import io
+
+    return io.paired(adata, image, mpp=mpp)
+
+
+def check_out(path: Path, data: AnnData | SpatialData) -> None:
+    """That ``path`` can hold ``data``.
+
+    Raises
+    ------
+    ValueError
+        If it ends neither in .zarr nor in .h5ad, or in .zarr and ``data`` is a table.
+    """
+    from anndata import AnnData
+
+    if path.suffix not in (ZARR, H5AD):
+        raise ValueError(f"--out {path} ends neither in .zarr (a SpatialData) nor in .h5ad (the table alone).")
+    if path.suffix == ZARR and isinstance(data, AnnData):
+        raise ValueError(f"--out {path} is a SpatialData, which has an image. Name the IMAGE, or an .h5ad to write.")
+
+
+def check_free(paths: Sequence[Path], *, overwrite: bool, inputs: Sequence[Path | None] = ()) -> None:
+    """That results may be written to ``paths``; asked before the work begins.
+
+    Raises
+    ------
+    FileExistsError
+        If one of them exists and may not be overwritten.
+    ValueError
+        If one of them is, holds, or lies in an input.
+    """
+    for path in paths:
+        for given in filter(None, inputs):
+            out, source = path.resolve(), given.resolve()
+            if out == source or out in source.parents or source in out.parents:
+                raise ValueError(f"The result {path} would take the place of the input {given}. Name another --out.")
+    there = [str(path) for path in paths if path.exists()]
+    if there and not overwrite:
+        raise FileExistsError(f"There already: {', '.join(there)}. Name another --out, or add --overwrite.")
+
+
+def write(data: AnnData | SpatialData, path: Path, *, table_key: str = "table") -> None:
+    """Write a ``SpatialData`` to a .zarr folder, or a table alone to an .h5ad file, in place of what is there."""
+    from nichekd._resolve import get_table
+
+    remove(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == H5AD:
+        get_table(data, table_key).write_h5ad(path)
+    else:
+        data.write(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

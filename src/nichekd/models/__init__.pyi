@@ -1,0 +1,13 @@
+from ._architectures import register_architecture as register_architecture
+from ._encoder import Encoder as Encoder
+from ._encoder import get_encoder as get_encoder
+from ._encoder import register_encoder as register_encoder
+from ._neighborhood_batch import NeighborhoodBatch as NeighborhoodBatch
+from ._neighborhood_batch import NeighborhoodIndex as NeighborhoodIndex
+from ._neighborhood_transformer import NeighborhoodConfig as NeighborhoodConfig
+from ._neighborhood_transformer import NeighborhoodPooling as NeighborhoodPooling
+from ._neighborhood_transformer import NeighborhoodTransformer as NeighborhoodTransformer
+from ._nolan import NolanNetwork as NolanNetwork
+from ._nolan import NolanSettings as NolanSettings
+from ._student import NicheStudent as NicheStudent
+from ._weights import EncoderAccessError as EncoderAccessError

@@ -1,0 +1,200 @@
+"""The student: H&E features of a neighborhood in, niche logits out; with all that inference has to remember."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import ModelHubMixin
+from torch import Tensor, nn
+
+from nichekd.models._folder import read_folder, write_folder
+from nichekd.models._neighborhood_transformer import NeighborhoodConfig, neighborhood_network
+from nichekd.models._standardize import Standardize
+
+if TYPE_CHECKING:
+    from nichekd.models._encoder import Encoder
+    from nichekd.models._neighborhood_batch import NeighborhoodBatch
+
+FORMAT = 1
+WEIGHTS, CONFIG, CARD, ENCODER = "student.safetensors", "config.json", "README.md", "encoder"
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """What a student carries, so that nothing has to be remembered at inference.
+
+    Attributes
+    ----------
+    network
+        Sizes of its neighborhood network.
+    niche_names, niche_colors
+        K names and hex colours; a niche's place is its column in the logits.
+    radius
+        Of a neighborhood, µm.
+    temperature
+        Of the distillation; probabilities are ``softmax(logits / (temperature * calibration))``.
+    calibration
+        Factor set by :func:`nichekd.tl.calibrate`; 1 where it has not run.
+    features
+        Encoder, fingerprint, crop and mpp of the image features, as :func:`nichekd.pp.histology_features` records them.
+    training
+        Facts for the model card: data, split, seeds, metrics.
+    """
+
+    network: NeighborhoodConfig
+    niche_names: tuple[str, ...]
+    niche_colors: tuple[str, ...]
+    radius: float
+    temperature: float = 1.0
+    calibration: float = 1.0
+    features: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for ``config.json``."""
+        return {"format": FORMAT} | asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StudentConfig:
+        """Back from ``config.json``.
+
+        Raises
+        ------
+        ValueError
+            If the values are of a later format, or some are missing or unknown.
+        """
+        if values.get("format") != FORMAT:
+            raise ValueError(
+                f"The student is of format {values.get('format')}; this version of nichekd reads format {FORMAT}. "
+                "Upgrade nichekd, or distil the student anew."
+            )
+        known = {f.name for f in fields(cls)}
+        given = set(values) - {"format"}
+        if given != known:
+            raise ValueError(
+                f"{CONFIG} lacks {sorted(known - given)} and holds unknown {sorted(given - known)}; "
+                "it is damaged. Fetch the student's folder again."
+            )
+        values = {k: v for k, v in values.items() if k != "format"}
+        network = NeighborhoodConfig(**values.pop("network"))
+        names, colors = tuple(values.pop("niche_names")), tuple(values.pop("niche_colors"))
+        return cls(network=network, niche_names=names, niche_colors=colors, **values)
+
+
+class NicheStudent(
+    nn.Module,
+    ModelHubMixin,
+    library_name="nichekd",
+    tags=["histology", "spatial-transcriptomics", "tissue-niches"],
+    repo_url="https://github.com/nichekd/nichekd",
+    docs_url="https://nichekd.readthedocs.io",
+):
+    """Standardised image features → neighborhood network → K niche logits.
+
+    Parameters
+    ----------
+    config
+        Sizes, niches and everything inference needs.
+    encoder
+        The image encoder itself where it was trained by :func:`nichekd.tl.gene_aware_encoder`; it travels in the
+        folder. ``None`` for encoders of the registry, which are named only.
+    """
+
+    def __init__(self, config: StudentConfig, *, encoder: Encoder | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.standardize = Standardize(config.network.n_features)
+        self.backbone = neighborhood_network(config.network)
+        self.head = nn.Linear(config.network.d_model, len(config.niche_names))
+        self.history: dict[str, list[float]] = {}
+
+    @property
+    def n_niches(self) -> int:
+        """K."""
+        return len(self.config.niche_names)
+
+    def forward(self, batch: NeighborhoodBatch) -> Tensor:
+        """Logits on the teacher's scale, (B, K)."""
+        embedding = self.backbone(batch.with_features(self.standardize(batch.features)))
+        # cosines of NOLAN span 2, other logits hundreds: the head learns them in units of the temperature
+        return self.head(embedding) * self.config.temperature
+
+    @torch.no_grad()
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Calibrated, (B, K)."""
+        return torch.softmax(logits / (self.config.temperature * self.config.calibration), dim=-1)
+
+    def configure(self, **changes: Any) -> NicheStudent:
+        """Change values of the config in place; returns the student."""
+        self.config = replace(self.config, **changes)
+        return self
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``student.safetensors``, ``config.json`` and a model card to the folder ``path``.
+
+        Raises
+        ------
+        FileExistsError
+            If ``path`` is a file.
+        """
+        folder = Path(path)
+        write_folder(
+            folder, weights={WEIGHTS: self._own_state()}, config={CONFIG: self.config.to_dict()}, card=self.card()
+        )
+        if self.encoder is not None:
+            self.encoder.save(folder / ENCODER)
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path) -> NicheStudent:
+        """Read a folder written by :meth:`save`; nothing in it is unpickled.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder or one of its files is missing.
+        ValueError
+            If a file is damaged, or weights and config don't fit each other.
+        """
+        folder = Path(path)
+        config, state = read_folder(folder, config=CONFIG, weights=WEIGHTS)
+        encoder = None
+        if (folder / ENCODER).is_dir():
+            from nichekd.models._encoder import Encoder
+
+            encoder = Encoder.load(folder / ENCODER)
+        student = cls(StudentConfig.from_dict(config), encoder=encoder)
+        wrong = set(student._own_state()) ^ set(state)
+        if wrong:
+            raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {sorted(wrong)[:5]} are on one side only.")
+        try:
+            student.load_state_dict(state, strict=False)
+        except RuntimeError as err:
+            raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {err}") from err
+        return student.eval()
+
+    def card(self) -> str:
+        """The model card, Markdown with the hub's YAML header."""
+        from nichekd.models._card import student_card
+
+        return student_card(self.config)
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """Weights without the encoder's, which has files of its own."""
+        return {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **download: Any) -> NicheStudent:
+        if Path(model_id).is_dir():
+            return cls.load(model_id)
+        from huggingface_hub import snapshot_download
+
+        wanted = {"revision", "cache_dir", "force_download", "local_files_only", "token"}
+        return cls.load(snapshot_download(model_id, **{k: v for k, v in download.items() if k in wanted}))

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nichekd._keys import Keys, Split
+from nichekd._labels import REFERENCE, labels_of, natural_order, niche_keys, subset_mask
+from nichekd._palette import MISSING, shared_colors
+from nichekd._resolve import centres_um, get_table
+from nichekd.pl._figure import (
+    Grid,
+    finish,
+    image_title,
+    legend_handles,
+    place_legend,
+    scale_bar,
+    short_title_of,
+    styled,
+    title_of,
+)
+from nichekd.pl._slide import draw_slide, slide_of
+from nichekd.pl._tissue import Extent, dot_area, dots, frame, label_colors, outline_test
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+log = logging.getLogger(__name__)
+
+
+def niches(
+    data: AnnData | SpatialData,
+    *,
+    keys: Sequence[str] | str | None = None,
+    subset: str | None = None,
+    reference: str = REFERENCE,
+    image_key: str | None = None,
+    titles: Mapping[str, str] | None = None,
+    ncols: int | None = None,
+    split_key: str = Keys.SPLIT,
+    table_key: str = "table",
+    save: str | Path | None = None,
+    dpi: float = 200,
+) -> Figure:
+    """The slide and the niches of each method side by side, matched niches in one colour.
+
+    The test cells are framed where a strip or a box holds them; where none does, the other cells are drawn paler.
+
+    Parameters
+    ----------
+    data
+        Cells with labels; the slide is shown where a ``SpatialData`` has one.
+    keys
+        Columns of ``obs`` to show, in this order. For ``None`` the reference first, where there is one, then
+        ``niche``, the baselines, and all other categorical ``niche_*`` columns.
+    subset
+        Show the ``"train"``, ``"test"`` or ``"buffer"`` cells alone.
+    reference
+        Column of ``obs`` whose names and colours the others take on. The student's niches are the teacher's by name;
+        those of other methods are matched by the overlap of all cells, unless :func:`nichekd.tl.match_niches` has
+        done so already.
+    image_key
+        Image of the ``SpatialData``; may be left out where there is one.
+    titles
+        Titles of panels, by key; ``"H&E"`` for the slide's.
+    ncols
+        Panels in a row.
+    split_key
+        Column of ``obs`` with the split.
+    table_key
+        Table of a ``SpatialData``.
+    save
+        File to write.
+    dpi
+        Dots per inch of that file.
+
+    Returns
+    -------
+    The figure. Writes ``uns["<key>_colors"]`` of the columns shown.
+
+    Raises
+    ------
+    KeyError
+        If a column, or the split of a ``subset``, is missing, or no method has been run.
+    ValueError
+        If ``subset`` has no cell, or ``obsm["spatial"]`` is malformed.
+    """
+    import matplotlib.pyplot as plt
+
+    adata = get_table(data, table_key)
+    shown = niche_keys(adata, keys, reference=reference, with_reference=True)
+    reference = reference if reference in adata.obs else shown[0]
+    mask = subset_mask(adata, subset, split_key=split_key)
+    xy = centres_um(adata)[mask]
+    colors = shared_colors(adata, shown, reference=reference)
+    image = slide_of(data, adata, image_key=image_key, figure="pl.niches")
+    split = adata.obs[split_key].astype(str).to_numpy()[mask] if split_key in adata.obs else None
+    names = {key: title_of(key) for key in shown} | {"H&E": image_title(adata)} | dict(titles or {})
+
+    entries = _entries({key: labels_of(adata, key)[mask] for key in shown}, colors, reference)
+    extent = Extent.of(xy)
+    n_panels = len(shown) + (image is not None)
+    plan = Grid.of(n_panels, extent.aspect, n_entries=len(entries), ncols=ncols)
+    with styled():
+        fig, axes = plt.subplots(plan.nrows, plan.ncols, figsize=plan.figsize(), layout="constrained", squeeze=False)
+        panels = list(axes.flat)
+        for ax in panels[n_panels:]:
+            ax.set_axis_off()
+        maps = panels[n_panels - len(shown) : n_panels]
+        if image is not None:
+            draw_slide(panels[0], data, image, extent)
+            frame(panels[0], extent, title=names["H&E"])
+        area = dot_area(xy, extent, plan.width)
+        for ax, key in zip(maps, shown, strict=True):
+            frame(ax, extent, title=names[key])
+            dots(ax, xy, label_colors(labels_of(adata, key)[mask], colors[key]), area)
+        scale_bar(panels[0])
+        if split is not None:
+            marked = [outline_test(ax, xy, split, label=ax is panels[0]) for ax in panels[:n_panels]]
+            if not any(marked):
+                _fade(maps, split)
+        place_legend(fig, legend_handles(entries), title="Niche", spare=panels[-1], columns=plan.legend_columns)
+        return finish(fig, save, dpi)
+
+
+def _entries(
+    labels: Mapping[str, pd.Categorical], colors: Mapping[str, Mapping[str, str]], reference: str
+) -> dict[str, str]:
+    """Name and colour of each niche that is seen: under the reference's name, the unmatched ones under their own."""
+    names = {color: name for name, color in colors[reference].items()}
+    common, own = {}, {}
+    for key, values in labels.items():
+        for name in natural_order(values.remove_unused_categories().categories):
+            color = colors[key][name]
+            if key == reference or color in names:
+                common[name if key == reference else names[color]] = color
+            else:
+                own[f"{short_title_of(key)} {name}"] = color
+    entries = {name: common[name] for name in natural_order(common)} | own
+    if any((values.codes < 0).any() for values in labels.values()):
+        entries["no label"] = MISSING
+    return entries
+
+
+def _fade(panels: Sequence[Axes], split: NDArray[np.str_]) -> None:
+    """Draw the cells outside the test part paler, where there are both."""
+    test = split == Split.TEST
+    if test.any() and not test.all():
+        for ax in panels:
+            ax.collections[0].set_alpha(np.where(test, 1.0, 0.25).tolist())

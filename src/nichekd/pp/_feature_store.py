@@ -1,0 +1,254 @@
+"""Features on disk: written segment by segment, taken up again where a killed run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nichekd.pp._crops import SEGMENT
+from nichekd.pp._table_order import CELLS, FEATURES, TableOrder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import dask.array as da
+    import zarr
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+ROOT, LOCK = "zarr.json", "writer.lock"
+READ_ROWS = 64  # rows that zarr reads at once; a file holds a segment of them
+LAZY_ROWS = 8192  # rows in a chunk of the lazy array, 25 MB of 1,536 features
+
+
+class FeatureStore:
+    """A zarr group with the features of a table's cells, float16.
+
+    ``features`` (n, F) lists cells in the order they were read in, along a curve through the tissue, so that cells
+    that lie together are read together; ``cells`` (n,) says which row of the table each is. The group's attributes
+    hold the manifest: what the features were made of, and how many segments are done.
+
+    Parameters
+    ----------
+    path
+        Folder of the store; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self._pending: list[NDArray[np.float16]] = []
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """What the store was made of, or ``None`` if there is none yet.
+
+        Raises
+        ------
+        ValueError
+            If something else is there, or a store of a later format.
+        """
+        root = self.path / ROOT
+        if not root.is_file():
+            there = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
+            if self.path.is_file() or not set(there) <= {FEATURES, CELLS, LOCK}:
+                raise ValueError(
+                    f"store={str(self.path)!r} is no feature store (found {there[:5]}). Name a new folder."
+                )
+            return None
+        try:
+            manifest = json.loads(root.read_text(encoding="utf-8"))["attributes"]["nichekd"]
+        except (json.JSONDecodeError, KeyError, TypeError) as err:
+            raise ValueError(f"store={str(self.path)!r} is a zarr, but no feature store. Name a new folder.") from err
+        if manifest["format"] != FORMAT:
+            raise ValueError(
+                f"store={str(self.path)!r} is of format {manifest['format']}; this version of nichekd reads format "
+                f"{FORMAT}. Upgrade nichekd, or name a new folder."
+            )
+        return manifest
+
+    @property
+    def n_done(self) -> int:
+        """Cells whose features are safe on disk."""
+        return int((self.manifest or {}).get("n_done", 0))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all cells are done."""
+        manifest = self.manifest
+        return manifest is not None and manifest["n_done"] == manifest["n"]
+
+    @property
+    def precision(self) -> str | None:
+        """What its features were, or are being, encoded in; ``None`` if there is no store yet."""
+        manifest = self.manifest
+        return None if manifest is None else manifest["made_of"]["precision"]
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Row of the table of each row of the store, (n,)."""
+        return self._open(CELLS, "r")[:]
+
+    def check(self, made_of: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` if the store was made of anything else, and say what differs."""
+        manifest = self.manifest
+        if manifest is None:
+            return
+        theirs = manifest["made_of"]
+        differ = [
+            f"{name} is {theirs.get(name)!r} in the store and {made_of.get(name)!r} now"
+            for name in sorted({*theirs, *made_of})
+            if theirs.get(name) != made_of.get(name)
+        ]
+        if differ:
+            raise ValueError(
+                f"store={str(self.path)!r} holds the features of something else: {'; '.join(differ)} (encoder of the "
+                f"store: {manifest['about'].get('encoder')}). Name another folder, or delete this one."
+            )
+
+    @contextmanager
+    def writing(
+        self, made_of: Mapping[str, Any], *, order: NDArray[np.int64], n_features: int, about: Mapping[str, Any]
+    ) -> Iterator[None]:
+        """Hold the store against other processes; makes it if there is none.
+
+        The lock is the operating system's, so that it ends with the process that holds it, however that ends.
+
+        Parameters
+        ----------
+        made_of
+            What tells these features from others; a store made of anything else is refused.
+        order
+            Cells in the order in which they will come; an existing store keeps its own.
+        n_features
+            F.
+        about
+            More to note in the manifest.
+
+        Raises
+        ------
+        RuntimeError
+            If another process is writing to it.
+        ValueError
+            If the store was made of something else.
+        """
+        from filelock import FileLock, Timeout
+
+        self.manifest  # noqa: B018  refuses a folder of other things before anything is written to it
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as err:
+            raise RuntimeError(
+                f"Another process is writing to store={str(self.path)!r}. Wait until it is done, or name another folder."
+            ) from err
+        try:
+            if self.manifest is None:
+                self._create(made_of, order, n_features, about)
+            self.check(made_of)
+            self._pending.clear()
+            yield
+            if self.is_complete:
+                (self.path / LOCK).unlink(missing_ok=True)
+        finally:
+            lock.release()
+
+    def append(self, features: NDArray[np.float16]) -> None:
+        """Add the features of the next cells of :attr:`order`, (b, F); on disk once a segment or the last is full."""
+        self._pending.append(features)
+        n_pending, manifest = sum(map(len, self._pending)), self.manifest
+        is_last = manifest["n_done"] + n_pending == manifest["n"]
+        if n_pending >= SEGMENT or is_last:
+            pending = np.concatenate(self._pending)
+            n_now = n_pending if is_last else n_pending // SEGMENT * SEGMENT
+            for start in range(0, n_now, SEGMENT):
+                self._commit(pending[start : min(start + SEGMENT, n_now)])
+            self._pending = [pending[n_now:]]
+
+    def array(self) -> da.Array:
+        """The features in the order of the table, (n, F), lazy, float16."""
+        import dask.array as da
+
+        view = TableOrder(self.path, self._open(FEATURES, "r").shape)
+        chunks = (min(LAZY_ROWS, view.shape[0]), view.shape[1])
+        token = hashlib.sha256(json.dumps([str(self.path), self.manifest], sort_keys=True).encode()).hexdigest()
+        return da.from_array(view, chunks=chunks, name=f"nichekd-features-{token}", meta=np.empty((0, 0), np.float16))
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Features of these rows of the table, (m, F)."""
+        return TableOrder(self.path, self._open(FEATURES, "r").shape).take(rows)
+
+    def _create(
+        self, made_of: Mapping[str, Any], order: NDArray[np.int64], n_features: int, about: Mapping[str, Any]
+    ) -> None:
+        import zarr
+
+        for name in (FEATURES, CELLS):  # of a run that was killed before it wrote its manifest
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        zarr.create_array(
+            self.path / FEATURES,
+            shape=(len(order), n_features),
+            chunks=(READ_ROWS, n_features),
+            shards=(SEGMENT, n_features),
+            dtype=np.float16,
+            compressors=None,  # floats shrink by a tenth, at three times the time
+        )
+        cells = zarr.create_array(self.path / CELLS, shape=order.shape, chunks=(len(order),), dtype=np.int64)
+        cells[:] = order
+        _flush(*(path for path in self.path.rglob("*") if path.is_file()))
+        manifest = {"format": FORMAT, "made_of": dict(made_of), "about": dict(about), "n": len(order), "n_done": 0}
+        self._write(manifest | {"order": "hilbert"})
+
+    def _commit(self, features: NDArray[np.float16]) -> None:
+        manifest = self.manifest
+        start = manifest["n_done"]
+        try:
+            array = self._open(FEATURES, "r+")
+            array[start : start + len(features)] = features
+            _flush(self.path / FEATURES / array.metadata.encode_chunk_key((start // SEGMENT, 0)))
+            self._write(manifest | {"n_done": start + len(features)})  # last: what it counts is on disk
+        except OSError as err:
+            err.add_note(f"The first {start:,} cells are safe in {self.path}; the same call goes on from there.")
+            raise
+
+    def _write(self, manifest: dict[str, Any]) -> None:
+        """Replace the manifest at one stroke."""
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"nichekd": manifest}}
+        new = self.path / f"{ROOT}.new"
+        new.write_text(json.dumps(group, indent=1) + "\n", encoding="utf-8")
+        _flush(new)
+        new.replace(self.path / ROOT)
+        _flush(self.path)
+
+    def _open(self, name: str, mode: str) -> zarr.Array:
+        import zarr
+
+        return zarr.open_array(self.path / name, mode=mode)
+
+
+def cells_hash(centre_px: NDArray[np.int64]) -> str:
+    """16 hexadecimal digits that tell sets of cells apart: their centre pixels, in the order of the table."""
+    return hashlib.sha256(np.ascontiguousarray(centre_px, dtype="<i8").tobytes()).hexdigest()[:16]
+
+
+def _flush(*paths: Path) -> None:
+    """Wait until files, or folders' entries, are on disk."""
+    for path in paths:
+        if path.is_dir() and os.name == "nt":
+            continue  # Windows has no handle to folders
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

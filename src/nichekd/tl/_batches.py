@@ -1,0 +1,85 @@
+"""Which cells go into a batch, which validate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+CELLS_PER_BLOCK = 32
+
+
+def spatial_batches(
+    xy: NDArray[np.floating], cells: NDArray[np.integer], batch_size: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.integer]]:
+    """One epoch: batches of small spatial blocks from all over the tissue.
+
+    Neighborhoods of a block share their cells, so that a batch reads and projects some five times fewer of them than
+    one of scattered cells; many blocks a batch keep its gradient that of a random sample. The grid moves every epoch.
+
+    Parameters
+    ----------
+    xy
+        Centres, (n, 2), µm.
+    cells
+        Cells to go through, each once.
+    batch_size
+        Cells in a batch; the last ones may be a few more or fewer.
+    rng
+        Source of the grid's place and of the order.
+    """
+    here = xy[cells]
+    area = float(np.prod(np.maximum(np.ptp(here, axis=0), 1e-9)))
+    side = np.sqrt(CELLS_PER_BLOCK * area / len(cells))
+    block = np.floor((here + rng.uniform(0, side, 2)) / side).astype(np.int64)
+    _, block_id = np.unique(block, axis=0, return_inverse=True)
+    block_id = block_id.ravel()
+    shuffled = rng.permutation(block_id.max() + 1)[block_id] + rng.random(len(cells))
+    n_batches = max(1, round(len(cells) / batch_size))
+    batches = np.array_split(cells[np.argsort(shuffled)], n_batches)
+    for i in rng.permutation(n_batches):
+        yield batches[i]
+
+
+def prediction_order(xy: NDArray[np.floating]) -> NDArray[np.intp]:
+    """All cells, column by column of a coarse grid, so that those that follow each other are neighbors."""
+    side = np.sqrt(1024 * max(float(np.prod(np.ptp(xy, axis=0))), 1e-9) / max(len(xy), 1))
+    column, row = np.floor((xy - xy.min(0)) / max(side, 1e-9)).astype(np.int64).T
+    return np.lexsort((xy[:, 1], row, column))
+
+
+def validation_part(
+    xy: NDArray[np.floating], train: NDArray[np.integer], *, share: float, margin: float, rng: np.random.Generator
+) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Cells that train and cells that validate: a vertical band of the training cells, and a margin beside it.
+
+    Parameters
+    ----------
+    xy
+        Centres, (n, 2), µm.
+    train
+        Training cells.
+    share
+        Of the training cells, to validate on.
+    margin
+        µm beside the band whose cells do neither, so that the two parts share less of their surroundings.
+    rng
+        Source of the band's place.
+
+    Returns
+    -------
+    The two sets of cells; the second is empty for ``share=0``.
+    """
+    if share <= 0:
+        return train, train[:0]
+    x = xy[train, 0]
+    start = rng.uniform(0, 1 - share)
+    low, high = np.quantile(x, [start, start + share])
+    inside = (x >= low) & (x <= high)
+    near = (x >= low - margin) & (x <= high + margin)
+    return train[~near], train[inside]

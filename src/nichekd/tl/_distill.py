@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from nichekd._keys import Keys, Split
+from nichekd._record import notes, record
+from nichekd._resolve import get_table, split_of
+from nichekd.tl._inputs import check_n_niches, features_of, image_rep, neighborhood_index
+from nichekd.tl._teacher import Teacher, resolve_teacher
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+    from spatialdata import SpatialData
+
+    from nichekd.models import NicheStudent
+    from nichekd.models._neighborhood_transformer import Preset
+    from nichekd.tl._fit import FitSettings
+
+log = logging.getLogger(__name__)
+
+
+def distill(
+    data: AnnData | SpatialData,
+    K: int | None = None,
+    *,
+    use_rep: str | None = None,
+    teacher: str | ArrayLike = "teacher_logits",
+    split_key: str = Keys.SPLIT,
+    temperature: float | Literal["auto"] = "auto",
+    seed: int = 0,
+    preset: Preset = "pooling",
+    fit: FitSettings | None = None,
+    device: str | None = None,
+    table_key: str = "table",
+) -> NicheStudent:
+    r"""Teach a student that sees H&E only the niches of a teacher that saw gene expression.
+
+    The student reads the image features of a cell's neighborhood and their places. It minimises
+
+    .. math:: \tau^2 \cdot \frac{1}{n} \sum_i \mathrm{KL}\left(\mathrm{softmax}(a_i^{ST} / \tau) \,\|\,
+              \mathrm{softmax}(a_i^{HIST} / \tau)\right)
+
+    over training cells :cite:`Hizmi2026`; one band of them is held back to stop by. What is missing is done first,
+    with one log line a step: image features, expression features, neighborhoods, and the teacher,
+    :func:`nichekd.tl.nolan` with ``K`` niches. A split is not made: without one, all cells train.
+
+    Parameters
+    ----------
+    data
+        Cells with an H&E image.
+    K
+        Number of niches of the teacher; default 10 where there is none yet, else the teacher's own.
+    use_rep
+        ``obsm`` key of the image features; default: those written last, or those of ``nk.settings.encoder``.
+    teacher
+        ``obsm`` key of logits or probabilities, (n, K); or ``obs`` key of labels of any method or of a pathologist;
+        or an array of the former kind. Cells with a missing target don't teach.
+    split_key
+        Column of ``obs`` with ``train`` cells; absent by its default name, all cells train.
+    temperature
+        :math:`\tau`; ``"auto"``: 1 for probabilities and labels; for logits such that the teacher's mean entropy is
+        0.3 log K.
+    seed
+        Same seed, same CPU, same labels.
+    preset
+        Sizes of the network, see :class:`nichekd.models.NeighborhoodConfig`.
+    fit
+        Training settings.
+    device
+        Fabric's accelerator; default ``nk.settings.device``.
+    table_key
+        Table of a ``SpatialData``.
+
+    Returns
+    -------
+    The student, in evaluation mode. Writes for all cells
+
+    - ``obsm["student_logits"]`` and ``obsm["student_proba"]``, float32 (n, K);
+    - ``obs["niche"]``, categorical with the teacher's names, and ``obs["niche_entropy"]``, in [0, 1] (units of log K);
+    - ``uns["niche_colors"]``, the teacher's; ``uns["nichekd"]["distill"]``: parameters, temperature, history.
+
+    Raises
+    ------
+    KeyError
+        If the teacher or the features are missing.
+    TypeError
+        If K is no whole number.
+    ValueError
+        If K is not the teacher's, if the teacher's rows are not the cells, if no training cell has a target, or the
+        temperature is not positive.
+
+    Examples
+    --------
+    >>> import nichekd as nk
+    >>> sdata = nk.datasets.pancreas()
+    >>> nk.pp.split(sdata)
+    >>> nk.pp.histology_features(sdata, encoder="color")
+    >>> student = nk.tl.distill(sdata, K=5)  # doctest: +SKIP
+    """
+    from nichekd.models import NeighborhoodConfig, NicheStudent
+    from nichekd.models._student import StudentConfig
+    from nichekd.tl._batches import validation_part
+    from nichekd.tl._fit import FitSettings, fit_student
+    from nichekd.tl._predict_niches import write_student_niches
+
+    started = time.perf_counter()
+    adata = get_table(data, table_key)
+    is_train = split_of(adata, split_key) == Split.TRAIN
+    use_rep = image_rep(data, use_rep, table_key=table_key)
+    features = features_of(adata, use_rep, run="nk.pp.histology_features")
+    index = neighborhood_index(data, split_key=split_key, table_key=table_key)
+    target = _teacher_of(data, K, teacher, n_train=int(is_train.sum()), split_key=split_key, seed=seed, table_key=table_key)
+    train = np.flatnonzero(is_train & target.teaches)
+    if not len(train):
+        raise ValueError(
+            f"None of the {is_train.sum():,} training cells has a target; {target.teaches.sum():,} other cells have. "
+            "Choose another teacher= or another split."
+        )
+    tau = _temperature(temperature, target, train)
+    fit = fit or FitSettings()
+    rng = np.random.default_rng(seed)
+    fitted, held_back = validation_part(index.xy, train, share=fit.validation, margin=index.radius, rng=rng)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = NicheStudent(
+            StudentConfig(
+                network=NeighborhoodConfig.preset(preset, features.shape[1]),
+                niche_names=target.names,
+                niche_colors=target.colors,
+                radius=index.radius,
+                temperature=tau,
+                features=dict(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {})),
+                training={"n_cells": len(train), "seed": seed, "teacher": teacher if isinstance(teacher, str) else "array"},
+            )
+        )
+    student.standardize.fit(features[train[i : i + 8192]] for i in range(0, len(train), 8192))
+    history = fit_student(
+        student, index, features, target.logits, train=fitted, validation=held_back, fit=fit, seed=seed, device=device
+    )
+    student.history = history.columns
+    write_student_niches(adata, student, index, features, device=device)
+    record(
+        adata, "distill", seconds=time.perf_counter() - started, K=student.n_niches, use_rep=use_rep,
+        teacher=teacher if isinstance(teacher, str) else "array", temperature=tau, seed=seed, preset=preset,
+        n_train=len(fitted), n_validation=len(held_back), history=history.arrays(),
+    )  # fmt: skip
+    return student
+
+
+def _teacher_of(
+    data: AnnData | SpatialData,
+    K: int | None,
+    teacher: Any,
+    *,
+    n_train: int,
+    split_key: str,
+    seed: int,
+    table_key: str,
+) -> Teacher:
+    """The teacher, trained here where it is the default one and missing; K checked against it."""
+    adata = get_table(data, table_key)
+    if K is not None:
+        K = check_n_niches(K, n_train)
+    if isinstance(teacher, str) and teacher == Keys.logits(Keys.TEACHER) and teacher not in adata.obsm:
+        from nichekd.tl._nolan import nolan
+
+        log.info("no teacher yet: training NOLAN")
+        nolan(data, 10 if K is None else K, split_key=split_key, seed=seed, table_key=table_key)
+    target = resolve_teacher(adata, teacher)
+    if K is not None and len(target.names) != K:
+        raise ValueError(
+            f"K={K}, but the teacher {teacher if isinstance(teacher, str) else 'array'} has {len(target.names)} niches. "
+            f"Leave K out, or train another: nk.tl.nolan(data, K={K})."
+        )
+    return target
+
+
+def _temperature(temperature: float | Literal["auto"], target: Teacher, train: NDArray[np.integer]) -> float:
+    if temperature == "auto":
+        if target.temperature is not None:
+            return target.temperature
+        from nichekd.models._distillation import matched_temperature
+
+        return matched_temperature(torch.from_numpy(target.logits[train]))
+    if isinstance(temperature, str) or not np.isfinite(temperature) or temperature <= 0:
+        raise ValueError(f"temperature={temperature!r}; it has to be positive, or 'auto'.")
+    return float(temperature)

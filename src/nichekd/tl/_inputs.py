@@ -1,0 +1,105 @@
+"""What the networks read, from the table: neighborhoods, features, and the steps that are missing."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nichekd._keys import Keys
+from nichekd._record import notes
+from nichekd._resolve import centres_um, get_table, require, split_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from nichekd.models import NeighborhoodIndex
+
+log = logging.getLogger(__name__)
+
+
+def neighborhood_index(data: AnnData | SpatialData, *, split_key: str, table_key: str) -> NeighborhoodIndex:
+    """Neighborhoods of all cells; :func:`nichekd.pp.neighborhoods` runs where it has not."""
+    from nichekd import pp
+    from nichekd.models import NeighborhoodIndex
+
+    adata = get_table(data, table_key)
+    xy = centres_um(adata)
+    if Keys.CONNECTIVITIES not in adata.obsp or Keys.RADIUS not in notes(adata):
+        pp.neighborhoods(data, split_key=split_key, table_key=table_key)
+    graph = adata.obsp[Keys.CONNECTIVITIES].tocsr()
+    split = split_of(adata, split_key)
+    crossing = _crossing_edges(graph, split)
+    if crossing:
+        raise ValueError(
+            f"obsp[{Keys.CONNECTIVITIES!r}] has {crossing:,} edges between parts of obs[{split_key!r}]: it was made "
+            "before the split. Run nk.pp.neighborhoods again."
+        )
+    return NeighborhoodIndex.from_graph(graph, xy, notes(adata)[Keys.RADIUS])
+
+
+def _crossing_edges(graph: Any, split: NDArray[np.str_]) -> int:
+    _, code = np.unique(split, return_inverse=True)
+    if code.max() == 0:
+        return 0
+    row = np.repeat(code.astype(np.int8), np.diff(graph.indptr))
+    return int(np.count_nonzero(row != code.astype(np.int8)[graph.indices]))
+
+
+def image_rep(data: AnnData | SpatialData, use_rep: str | None, *, table_key: str) -> str:
+    """``obsm`` key of the image features: ``use_rep``, or those written last, or those of ``nk.settings.encoder``."""
+    from nichekd import pp
+    from nichekd._settings import settings
+
+    adata = get_table(data, table_key)
+    if use_rep is None:
+        use_rep = notes(adata).get(Keys.LAST_REP)
+    if use_rep is None:
+        log.info("no image features yet: encoding crops with %s", settings.encoder)
+        pp.histology_features(data, encoder=settings.encoder, table_key=table_key)
+        use_rep = notes(adata)[Keys.LAST_REP]
+    require(adata, "obsm", use_rep, run="nk.pp.histology_features")
+    return use_rep
+
+
+def features_of(adata: AnnData, use_rep: str, *, run: str) -> Any:
+    """``obsm[use_rep]``, (n, F), in memory or lazy.
+
+    Raises
+    ------
+    KeyError
+        If it is missing.
+    ValueError
+        If it is not a matrix, or holds NaN or infinite values.
+    """
+    features = require(adata, "obsm", use_rep, run=run)
+    if hasattr(features, "to_numpy"):
+        features = features.to_numpy()
+    if features.ndim != 2:
+        raise ValueError(f"obsm[{use_rep!r}] has shape {features.shape}; it has to be (n_cells, n_features).")
+    if isinstance(features, np.ndarray) and not np.isfinite(features).all():
+        bad = int((~np.isfinite(features)).any(axis=1).sum())
+        raise ValueError(
+            f"obsm[{use_rep!r}] is NaN or infinite for {bad:,} of {len(features):,} cells; run {run} again."
+        )
+    return features
+
+
+def check_n_niches(n_niches: Any, n_cells: int) -> int:
+    """K, checked.
+
+    Raises
+    ------
+    TypeError
+        If it is no whole number.
+    ValueError
+        If it is below 2 or above the number of training cells.
+    """
+    if isinstance(n_niches, bool) or not isinstance(n_niches, (int, np.integer)):
+        raise TypeError(f"K is {n_niches!r}; it has to be a whole number of niches, e.g. K=10.")
+    if not 2 <= n_niches <= n_cells:
+        raise ValueError(f"K={n_niches} niches for {n_cells:,} training cells; K has to be from 2 to their number.")
+    return int(n_niches)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nichekd._keys import Keys, Split
+from nichekd._record import record
+from nichekd._resolve import get_table, split_of, working_copy
+from nichekd.tl._inputs import check_n_niches, features_of, neighborhood_index
+from nichekd.tl._write_niches import write_labels
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from nichekd.models import NolanSettings
+    from nichekd.models._neighborhood_transformer import Preset
+
+log = logging.getLogger(__name__)
+
+
+def nolan(
+    data: AnnData | SpatialData,
+    K: int = 10,
+    *,
+    use_rep: str = Keys.SCVI,
+    key_added: str = Keys.TEACHER,
+    split_key: str = Keys.SPLIT,
+    seed: int = 0,
+    n_seeds: int = 1,
+    preset: Preset = "pooling",
+    fit: NolanSettings | None = None,
+    device: str | None = None,
+    table_key: str = "table",
+    copy: bool = False,
+) -> AnnData | SpatialData | None:
+    r"""Find K niches by self-distillation of neighborhoods: the teacher.
+
+    A network sees two global views of a neighborhood (all of it, less what dropout takes, turned and mirrored) and
+    local ones (a smaller disc off its centre). Its head gives cosines to K prototypes. An exponential moving average
+    of it, which sees the global views, teaches it to give all views of a neighborhood the same prototype
+    :cite:`Caron2021`. This is a re-implementation of NOLAN from its published description :cite:`Bakulin2025`; its
+    code is not public. In one thing it goes its own way: training starts from the k-means partition of neighborhood
+    means, since from random prototypes two seeds end at different partitions.
+
+    Parameters
+    ----------
+    data
+        Cells with ``obsm[use_rep]``; :func:`nichekd.pp.expression_features` and
+        :func:`nichekd.pp.neighborhoods` run where their results are missing.
+    K
+        Number of niches, from 2 to the number of training cells.
+    use_rep
+        ``obsm`` key of the cells' features, (n, F).
+    key_added
+        Name of the result.
+    split_key
+        Column of ``obs`` with ``train`` cells to fit on; absent by its default name, all cells train.
+    seed
+        Same seed, same CPU, same labels.
+    n_seeds
+        With more than one, as many teachers from ``seed`` on are trained, and the one returned starts from their
+        consensus: k-means of their probabilities side by side.
+    preset
+        Sizes of the network, see :class:`nichekd.models.NeighborhoodConfig`.
+    fit
+        Training settings.
+    device
+        Fabric's accelerator; default ``nk.settings.device``.
+    table_key
+        Table of a ``SpatialData``.
+    copy
+        Return a new object and leave ``data`` as it is.
+
+    Returns
+    -------
+    ``None``, or the new object. Writes
+
+    - ``obsm["<key_added>_logits"]``, float32 (n, K): cosines, less the running centre that kept usage even, so that
+      their argmax is the partition that was trained;
+    - ``obs["niche_<key_added>"]``, categorical ``"0"`` … ``"K-1"``;
+    - ``uns["nichekd"]["nolan"]``: parameters, history, ``n_live`` (niches with a training cell) and ``usage_entropy``
+      (in units of log K).
+
+    Raises
+    ------
+    KeyError
+        If ``use_rep``, the table or a named split is missing.
+    TypeError
+        If K is no whole number.
+    ValueError
+        If K is below 2 or above the number of training cells, or features are NaN.
+
+    Examples
+    --------
+    >>> import nichekd as nk
+    >>> sdata = nk.datasets.simulate(n_cells=600, K=3, seed=0)
+    >>> nk.tl.nolan(sdata, K=3, use_rep="X_expression")  # doctest: +SKIP
+    """
+    from nichekd.models import NeighborhoodConfig, NolanSettings
+    from nichekd.tl._consensus import consensus_partition
+    from nichekd.tl._nolan_fit import fit_nolan, usage_entropy
+
+    started = time.perf_counter()
+    data = working_copy(data, copy)
+    adata = get_table(data, table_key)
+    train = np.flatnonzero(split_of(adata, split_key) == Split.TRAIN)
+    n_niches = check_n_niches(K, len(train))
+    if n_seeds < 1:
+        raise ValueError(f"n_seeds={n_seeds}; it has to be at least 1.")
+    if use_rep == Keys.SCVI and Keys.SCVI not in adata.obsm:
+        from nichekd import pp
+
+        pp.expression_features(data, split_key=split_key, seed=seed, table_key=table_key)
+    features = features_of(adata, use_rep, run="nk.pp.expression_features")
+    index = neighborhood_index(data, split_key=split_key, table_key=table_key)
+    config = NeighborhoodConfig.preset(preset, features.shape[1], **TEACHER_SIZES.get(preset, {}))
+    fit = fit or NolanSettings()
+    start = None
+    if n_seeds > 1:
+        members = [
+            fit_nolan(
+                config, n_niches, index, features, train,
+                fit=fit, seed=seed + i, device=device, name=f"nolan, seed {seed + i}",
+            ).logits[train]
+            for i in range(n_seeds)
+        ]  # fmt: skip
+        start = consensus_partition(members, fit.teacher_temperature, seed=seed)
+    result = fit_nolan(config, n_niches, index, features, train, fit=fit, seed=seed, device=device, start=start)
+
+    labels = result.logits.argmax(1)
+    n_live = len(np.unique(labels[train]))
+    usage = usage_entropy(labels[train], n_niches)
+    if n_live < 0.8 * n_niches:
+        warnings.warn(
+            f"Only {n_live} of K={n_niches} niches have cells. Ask for fewer niches, or train longer: "
+            "fit=nk.models.NolanSettings(n_steps=…).",
+            UserWarning,
+            stacklevel=2,
+        )
+    adata.obsm[Keys.logits(key_added)] = result.logits
+    write_labels(adata, Keys.niche(key_added), labels, n_niches=n_niches)
+    record(
+        adata, "nolan", seconds=time.perf_counter() - started, K=n_niches, use_rep=use_rep, key_added=key_added,
+        seed=seed, n_seeds=n_seeds, preset=preset, n_live=n_live, usage_entropy=usage,
+        history=result.history.arrays(),
+    )  # fmt: skip
+    log.info("NOLAN: %d of %d niches live, usage entropy %.2f", n_live, n_niches, usage)
+    return data if copy else None
+
+
+# ten expression components need no wide network; the crop of a teacher is drawn six times a step
+TEACHER_SIZES = {"pooling": {"d_model": 64, "mlp_ratio": 2.0}}

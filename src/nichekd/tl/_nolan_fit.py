@@ -1,0 +1,210 @@
+"""The training loop of NOLAN, for the teacher and for its histology baseline alike."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from nichekd._settings import settings as package_settings
+from nichekd.models._nolan import MeanTeacher, NolanLoss, NolanNetwork, ViewMaker, cosine
+from nichekd.models._standardize import Standardize
+from nichekd.tl._batches import spatial_batches
+from nichekd.tl._fit import History, make_fabric
+from nichekd.tl._prediction import predict_logits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lightning.fabric import Fabric
+    from numpy.typing import NDArray
+
+    from nichekd.models import NeighborhoodBatch, NeighborhoodConfig, NeighborhoodIndex, NolanSettings
+
+log = logging.getLogger(__name__)
+
+KMEANS_CELLS = 50_000  # more change the centres less than the seed does
+KMEANS_STARTS = 20
+
+
+@dataclass(frozen=True)
+class NolanResult:
+    """Logits (n, K) of all cells, and how the training went."""
+
+    logits: NDArray[np.float32]
+    history: History
+
+
+def fit_nolan(
+    config: NeighborhoodConfig,
+    n_niches: int,
+    index: NeighborhoodIndex,
+    features: Any,
+    train: NDArray[np.integer],
+    *,
+    fit: NolanSettings,
+    seed: int,
+    device: str | None = None,
+    name: str = "nolan",
+    start: NDArray[np.integer] | None = None,
+) -> NolanResult:
+    """Train NOLAN on the cells ``train`` and give the logits of all.
+
+    Parameters
+    ----------
+    config, n_niches
+        Sizes of the network, and K.
+    index, features
+        Neighborhoods, and feature rows (n, F) in memory or lazy.
+    fit, seed, device
+        Settings, seed, and Fabric's accelerator.
+    name
+        Label of the progress bar.
+    start
+        Partition of ``train`` for the warm start; None: k-means of neighborhood means.
+    """
+    fabric = make_fabric(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = NolanNetwork(config, n_niches)
+    run = _Run(fabric, network, index, features, train, fit, seed)
+    with tqdm(
+        total=fit.n_warm_start + fit.n_steps, desc=name, unit="step", disable=not package_settings.progress
+    ) as bar:
+        if fit.n_warm_start:
+            run.warm_start(neighborhood_kmeans(index, features, train, n_niches, seed) if start is None else start, bar)
+        teacher, loss = run.distil(bar)
+    logits = predict_logits(teacher.network, index, features, device=fabric.device, prepare=run.standardized)
+    if fit.balance == "centering":
+        # the partition that training balanced is the centred one; the raw argmax would be another
+        logits = logits - loss.center.cpu().numpy()
+    return NolanResult(logits, run.history)
+
+
+class _Run:
+    """State of one training."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        network: NolanNetwork,
+        index: NeighborhoodIndex,
+        features: Any,
+        train: NDArray[np.integer],
+        fit: NolanSettings,
+        seed: int,
+    ) -> None:
+        self.fabric, self.fit, self.index, self.features, self.train = fabric, fit, index, features, train
+        self.network = network
+        rng = np.random.default_rng(seed)
+        self.views = ViewMaker(fit, torch.Generator().manual_seed(seed))
+        blocks = (features[train[i : i + 8192]] for i in range(0, len(train), 8192))
+        self.standardize = Standardize(network.backbone.config.n_features).fit(blocks)
+        self.batches = _endless(index, train, fit.batch_size, rng)
+        self.history = History()
+
+    def standardized(self, batch: NeighborhoodBatch) -> NeighborhoodBatch:
+        return batch.with_features(self.standardize.to(batch.features.device)(batch.features))
+
+    def next_batch(self) -> tuple[NDArray[np.integer], NeighborhoodBatch]:
+        cells = next(self.batches)
+        return cells, self.standardized(self.index.batch(cells, self.features))
+
+    def warm_start(self, labels: NDArray[np.integer], bar: tqdm[Any]) -> None:
+        """Learn a partition of the training cells, so that every prototype starts on a niche of its own."""
+        label = np.zeros(len(self.index.xy), dtype=np.int64)
+        label[self.train] = labels
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=2e-3, weight_decay=self.fit.weight_decay[0])
+        network, optimizer = self.fabric.setup(self.network, optimizer)
+        for step in range(self.fit.n_warm_start):
+            for group in optimizer.param_groups:
+                group["lr"] = 2e-3 * cosine(1, 0.1, step / self.fit.n_warm_start)
+            cells, batch = self.next_batch()
+            target = torch.from_numpy(label[cells]).to(self.fabric.device)
+            views = [self.views.global_view(batch), self.views.local_view(batch)]
+            losses = [
+                F.cross_entropy(network(v.to(self.fabric.device)) / self.fit.student_temperature, target) for v in views
+            ]
+            loss = torch.stack(losses).mean()
+            self.step(network, optimizer, loss)
+            bar.update()
+
+    def distil(self, bar: tqdm[Any]) -> tuple[MeanTeacher, NolanLoss]:
+        """Self-distillation; the teacher and its centre are the result."""
+        fit = self.fit
+        teacher = MeanTeacher(self.network)
+        loss_of = NolanLoss(fit, self.network.head.prototypes.shape[0]).to(self.fabric.device)
+        teacher.network.to(self.fabric.device)
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=fit.learning_rate)
+        network, optimizer = self.fabric.setup(self.network, optimizer)
+        for step in range(fit.n_steps):
+            progress = step / fit.n_steps
+            for group in optimizer.param_groups:
+                group["lr"] = fit.learning_rate * min(1.0, progress / fit.warmup) * cosine(1, 0.01, progress)
+                group["weight_decay"] = cosine(*fit.weight_decay, progress)
+            _, batch = self.next_batch()
+            views = [self.views.global_view(batch) for _ in range(2)]
+            views += [self.views.local_view(batch) for _ in range(fit.n_local)]
+            views = [view.to(self.fabric.device) for view in views]
+            with torch.no_grad():
+                targets = [teacher.network(view) for view in views[:2]]
+            loss = loss_of([network(view) for view in views], targets)
+            self.step(network, optimizer, loss)
+            teacher.update(self.network, cosine(fit.momentum, 1, progress))
+            if step % 20 == 0:
+                self.history.add(step=step, train_loss=loss.item(), usage_entropy=usage_entropy(targets[0].argmax(1)))
+            bar.update()
+        return teacher, loss_of
+
+    def step(self, network: Any, optimizer: Any, loss: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        self.fabric.clip_gradients(network, optimizer, max_norm=self.fit.clip)
+        optimizer.step()
+
+
+def _endless(
+    index: NeighborhoodIndex, train: NDArray[np.integer], batch_size: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.integer]]:
+    while True:
+        yield from spatial_batches(index.xy, train, batch_size, rng)
+
+
+def usage_entropy(labels: torch.Tensor | NDArray[np.integer], n_niches: int | None = None) -> float:
+    """Entropy of how often labels occur, in units of log K; 1: all alike, 0: one takes all."""
+    count = np.bincount(np.asarray(labels), minlength=n_niches or 0)
+    share = count[count > 0] / count.sum()
+    k = n_niches or len(count)
+    return float(-(share * np.log(share)).sum() / np.log(k)) if k > 1 else 0.0
+
+
+def neighborhood_means(index: NeighborhoodIndex, features: Any, cells: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Mean features over each cell's neighborhood, the cell included, (B, F)."""
+    out = np.empty((len(cells), features.shape[1]), dtype=np.float32)
+    for start in range(0, len(cells), 2048):
+        part = cells[start : start + 2048]
+        token, mask = index.tokens(part)
+        distinct, inverse = np.unique(token, return_inverse=True)
+        weight = np.zeros((len(part), len(distinct)), dtype=np.float32)
+        np.add.at(weight, (np.repeat(np.arange(len(part)), mask.sum(1)), inverse.reshape(token.shape)[mask]), 1.0)
+        rows = np.asarray(features[distinct], dtype=np.float32)
+        out[start : start + len(part)] = weight @ rows / weight.sum(1, keepdims=True)
+    return out
+
+
+def neighborhood_kmeans(
+    index: NeighborhoodIndex, features: Any, train: NDArray[np.integer], n_niches: int, seed: int
+) -> NDArray[np.int32]:
+    """k-means partition of the training cells' neighborhood means, the best of many starts."""
+    from sklearn.cluster import KMeans
+
+    rng = np.random.default_rng(seed)
+    means = neighborhood_means(index, features, train)
+    means = (means - means.mean(0)) / np.maximum(means.std(0), 1e-6)
+    sample = means if len(means) <= KMEANS_CELLS else means[rng.choice(len(means), KMEANS_CELLS, replace=False)]
+    return KMeans(n_niches, n_init=KMEANS_STARTS, random_state=seed).fit(sample).predict(means)

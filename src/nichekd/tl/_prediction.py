@@ -1,0 +1,73 @@
+"""Logits of many cells, with features read once and neighborhoods padded little."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from nichekd._settings import settings
+from nichekd.tl._batches import prediction_order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from nichekd.models import NeighborhoodBatch, NeighborhoodIndex
+
+BATCH = 512
+
+
+@torch.inference_mode()
+def predict_logits(
+    network: nn.Module,
+    index: NeighborhoodIndex,
+    features: Any,
+    cells: NDArray[np.integer] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    prepare: Callable[[NeighborhoodBatch], NeighborhoodBatch] | None = None,
+    progress: str | None = None,
+) -> NDArray[np.float32]:
+    """Logits (B, K) of ``cells`` (B,), or of all.
+
+    Cells are taken region by region, so that neighborhoods of a batch share most of their cells, and a region's in
+    order of their neighborhoods' size, so that little is padding; neither changes a result.
+
+    Parameters
+    ----------
+    network
+        Reads a batch of neighborhoods, gives logits; set to evaluation mode here.
+    index, features
+        Neighborhoods, and feature rows (n, F) in memory or lazy.
+    prepare
+        What is done to a batch before the network.
+    progress
+        Label of a progress bar; none without.
+    """
+    training = network.training
+    network.eval().to(device)
+    cells = np.arange(len(index.xy)) if cells is None else cells
+    ordered = prediction_order(index.xy[cells])
+    sizes = index.sizes[cells]
+    parts: list[Tensor] = []
+    places: list[NDArray[np.integer]] = []
+    bar = tqdm(total=len(cells), desc=progress, unit="cell", disable=progress is None or not settings.progress)
+    for start in range(0, len(cells), 4 * BATCH):
+        region = ordered[start : start + 4 * BATCH]
+        region = region[np.argsort(sizes[region], kind="stable")]
+        for place in np.array_split(region, max(1, -(-len(region) // BATCH))):
+            batch = index.batch(cells[place], features).to(torch.device(device))
+            parts.append(network(prepare(batch) if prepare else batch).float())
+            places.append(place)
+            bar.update(len(place))
+    bar.close()
+    network.train(training)
+    logits = torch.cat(parts).cpu().numpy()
+    out = np.empty_like(logits)
+    out[np.concatenate(places)] = logits
+    return out

@@ -1,0 +1,120 @@
+"""What a student may be taught by: logits, probabilities, or labels; of any method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from nichekd._keys import Keys
+from nichekd._palette import palette
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+# logits of a label: a teacher that is sure, but not beyond doubt
+LABEL_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Targets of a distillation.
+
+    Attributes
+    ----------
+    logits
+        (n, K), float32; rows of cells that don't teach are NaN.
+    names, colors
+        Of the K niches.
+    temperature
+        At which the logits' probabilities are the teacher's own; None: to be matched.
+    """
+
+    logits: NDArray[np.float32]
+    names: tuple[str, ...]
+    colors: tuple[str, ...]
+    temperature: float | None
+
+    @property
+    def teaches(self) -> NDArray[np.bool_]:
+        """Cells with a target, (n,)."""
+        return np.isfinite(self.logits).all(axis=1)
+
+
+def resolve_teacher(adata: AnnData, teacher: str | Any) -> Teacher:
+    """From an ``obsm`` key, an ``obs`` key or an array to targets.
+
+    Raises
+    ------
+    KeyError
+        If there is no such key.
+    TypeError
+        If an ``obs`` column holds numbers that are no labels.
+    ValueError
+        If the array has the wrong number of rows or columns, or no cell has a target.
+    """
+    if not isinstance(teacher, str):
+        return _from_matrix(adata, teacher, "the teacher array", label_key=None)
+    if teacher in adata.obsm:
+        label_key = Keys.niche(teacher.removesuffix("_logits"))
+        return _from_matrix(adata, adata.obsm[teacher], f"obsm[{teacher!r}]", label_key=label_key)
+    if teacher in adata.obs:
+        return _from_labels(adata, teacher)
+    raise KeyError(
+        f"There is no teacher {teacher!r}: obsm has {sorted(adata.obsm.keys())}, obs has {sorted(adata.obs.columns)}. "
+        "Run nk.tl.nolan, or name an obsm matrix of logits or an obs column of labels by teacher=."
+    )
+
+
+def _from_matrix(adata: AnnData, matrix: Any, what: str, *, label_key: str | None) -> Teacher:
+    columns = list(matrix.columns.astype(str)) if isinstance(matrix, pd.DataFrame) else None
+    logits = np.asarray(matrix, dtype=np.float32)
+    if logits.ndim != 2 or len(logits) != adata.n_obs:
+        raise ValueError(
+            f"{what} has shape {logits.shape}; it has to be ({adata.n_obs:,} cells, K niches), in the table's order."
+        )
+    n_niches = logits.shape[1]
+    if n_niches < 2:
+        raise ValueError(f"{what} has {n_niches} column; a teacher has at least two niches.")
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.any():
+        raise ValueError(f"{what} is NaN or infinite for all cells; nobody teaches.")
+    logits = np.where(finite[:, None], logits, np.nan)
+    temperature = None
+    known = logits[finite]
+    if known.min() >= 0 and np.allclose(known.sum(1), 1, atol=1e-3):
+        # probabilities: their logarithms are logits at temperature 1
+        logits, temperature = np.log(np.clip(logits, 1e-6, None)), 1.0
+    names = tuple(columns or (str(k) for k in range(n_niches)))
+    return Teacher(logits.astype(np.float32), names, _colors(adata, label_key, n_niches), temperature)
+
+
+def _from_labels(adata: AnnData, key: str) -> Teacher:
+    column = adata.obs[key]
+    if pd.api.types.is_float_dtype(column):
+        raise TypeError(
+            f"obs[{key!r}] holds floats, which are no labels. If they are, say so: "
+            f"adata.obs[{key!r}] = adata.obs[{key!r}].astype('category')."
+        )
+    labels = column.astype("category").cat.remove_unused_categories()
+    codes, names = labels.cat.codes.to_numpy(), tuple(map(str, labels.cat.categories))
+    if len(names) < 2:
+        raise ValueError(f"obs[{key!r}] has {len(names)} label {list(names)}; a teacher has at least two niches.")
+    rest = (1 - LABEL_CONFIDENCE) / (len(names) - 1)
+    logits = np.full((len(codes), len(names)), np.log(rest), dtype=np.float32)
+    known = codes >= 0
+    logits[np.flatnonzero(known), codes[known]] = np.log(LABEL_CONFIDENCE)
+    logits[~known] = np.nan
+    return Teacher(logits, names, _colors(adata, key, len(names)), 1.0)
+
+
+def _colors(adata: AnnData, label_key: str | None, n_niches: int) -> tuple[str, ...]:
+    """The labels' own colours where they have some, one a niche."""
+    if label_key is not None:
+        stored = adata.uns.get(Keys.colors(label_key))
+        if stored is not None and len(stored) >= n_niches:
+            return tuple(map(str, stored[:n_niches]))
+    return tuple(palette(n_niches))

@@ -1,0 +1,247 @@
+import logging
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba_array
+from matplotlib.figure import Figure
+
+import nichekd as nk
+
+RED, BLUE = (200, 40, 60), (60, 40, 200)  # left and right half of the slide
+TITLES = ["H&E", "Teacher (gene expression)", "Student (H&E only)", "Histology-Leiden"]
+
+
+def dots(ax):
+    return ax.collections[0]
+
+
+def legend(fig):
+    """Colour by name."""
+    (found,) = fig.legends + [ax.get_legend() for ax in fig.axes if ax.get_legend() is not None]
+    names = [text.get_text() for text in found.get_texts()]
+    return dict(zip(names, [handle.get_markerfacecolor() for handle in found.legend_handles], strict=True))
+
+
+def outlines(ax):
+    return [patch for patch in ax.patches if patch.get_gid() == "test"]
+
+
+def test_slide_then_reference_then_methods(slide, panels):
+    fig = nk.pl.niches(slide)
+    assert isinstance(fig, Figure)
+    assert list(panels(fig)) == TITLES
+
+
+def test_matched_niches_have_one_color(slide, panels):
+    """The baseline's a, b, c, d are the teacher's 3, 2, 1, 0; its e is nobody's."""
+    shown = panels(nk.pl.niches(slide))
+    obs = slide["table"].obs
+    teacher = dots(shown["Teacher (gene expression)"]).get_facecolors()
+    baseline = dots(shown["Histology-Leiden"]).get_facecolors()
+    alone = (obs["niche_histology_leiden"] == "e").to_numpy()
+    assert np.array_equal(teacher[~alone], baseline[~alone])
+    assert not (baseline[alone][:1] == np.unique(teacher, axis=0)).all(axis=1).any()
+
+
+def test_the_students_niches_are_the_teachers_by_name(slide, panels):
+    """Even where they overlap so little that a matching would take them for others."""
+    obs = slide["table"].obs
+    obs["niche"] = obs["niche"].cat.rename_categories(dict(zip("0123", "1230", strict=True)))
+    slide["table"].obs["niche"] = obs["niche"].cat.reorder_categories(list("0123"))
+    nk.pl.niches(slide)
+    assert slide["table"].uns["niche_colors"] == slide["table"].uns["niche_teacher_colors"]
+
+
+def test_colors_are_written_and_kept(slide, panels):
+    adata = slide["table"]
+    adata.uns["niche_teacher_colors"] = ["#000001", "#000002", "#000003", "#000004"]
+    shown = panels(nk.pl.niches(slide))
+    assert adata.uns["niche_colors"] == adata.uns["niche_teacher_colors"]
+    assert adata.uns["niche_histology_leiden_colors"][:4] == adata.uns["niche_teacher_colors"][::-1]
+    codes = adata.obs["niche_teacher"].cat.codes
+    expected = to_rgba_array(adata.uns["niche_teacher_colors"])[codes]
+    assert np.allclose(dots(shown["Teacher (gene expression)"]).get_facecolors(), expected)
+
+
+def test_a_matching_made_before_is_kept_until_labels_change(slide):
+    adata = slide["table"]
+    by_type = nk.tl.match_niches(slide, key="niche_histology_leiden", cell_type_key="cell_type")
+    assert by_type["reference_niche"].isna().any()
+    made = list(adata.uns["niche_histology_leiden_colors"])
+    nk.pl.niches(slide)
+    assert adata.uns["niche_histology_leiden_colors"] == made
+    adata.obs["niche_histology_leiden"] = adata.obs["niche_histology_leiden"].cat.rename_categories(
+        dict(zip("abcd", "badc", strict=True))
+    )
+    adata.obs["niche_histology_leiden"] = adata.obs["niche_histology_leiden"].cat.reorder_categories(list("abcde"))
+    nk.pl.niches(slide)
+    assert adata.uns["niche_histology_leiden_colors"] != made
+
+
+def test_legend_names_each_niche_once(slide):
+    fig = nk.pl.niches(slide)
+    assert list(legend(fig)) == ["0", "1", "2", "3", "Histology-Leiden e"]
+    assert len(set(legend(fig).values())) == 5
+
+
+def test_cells_without_a_label_are_grey_and_in_the_legend(cells, panels):
+    cells.obs["niche"] = cells.obs["niche"].where(np.arange(400) > 0)
+    fig = nk.pl.niches(cells, keys=["niche_teacher", "niche"])
+    assert legend(fig)["no label"] == "#d3d3d3"
+    assert np.allclose(dots(panels(fig)["Student (H&E only)"]).get_facecolors()[0], to_rgba_array("#d3d3d3"))
+
+
+def test_the_slide_lies_under_its_cells(slide, panels, color_at):
+    ax = panels(nk.pl.niches(slide))["H&E"]
+    assert color_at(ax, 50, 150) == pytest.approx(RED, abs=6)
+    assert color_at(ax, 150, 150) == pytest.approx(BLUE, abs=6)
+
+
+@pytest.mark.parametrize(
+    "to_um",
+    [
+        [[-0.5, 0, 200], [0, 0.5, 0], [0, 0, 1]],  # mirrored
+        [[0, -0.5, 200], [0.5, 0, 0], [0, 0, 1]],  # a quarter turn
+        [[0.5 * 0.96, -0.5 * 0.28, 30], [0.5 * 0.28, 0.5 * 0.96, -25], [0, 0, 1]],  # a small turn
+    ],
+)
+def test_a_turned_or_mirrored_slide_lies_under_its_cells(cells, with_slide, to_um, panels, color_at):
+    to_um = np.array(to_um, dtype=float)
+    inner = cells[(np.abs(cells.obsm["spatial"] - 100) < 60).all(axis=1)].copy()
+    ax = panels(nk.pl.niches(with_slide(inner, to_um)))["H&E"]
+    assert color_at(ax, 60, 140) == pytest.approx(RED, abs=6)
+    assert color_at(ax, 140, 140) == pytest.approx(BLUE, abs=6)
+    assert color_at(ax, 90, 120) == pytest.approx(RED, abs=6)
+    assert color_at(ax, 110, 60) == pytest.approx(BLUE, abs=6)
+
+
+def test_a_pyramid_shows_the_same(cells, with_slide, panels, color_at):
+    ax = panels(nk.pl.niches(with_slide(cells, scale_factors=[2, 2])))["H&E"]
+    assert color_at(ax, 90, 150) == pytest.approx(RED, abs=6)
+    assert color_at(ax, 110, 150) == pytest.approx(BLUE, abs=6)
+
+
+def test_a_large_slide_is_not_loaded_whole():
+    """432 MB of pixels, of which a few chunks at a time are held."""
+    import tracemalloc
+
+    import dask.array as da
+    import pandas as pd
+    from anndata import AnnData
+
+    xy = np.random.default_rng(0).uniform(100, 2900, (50, 2))
+    obs = pd.DataFrame({"niche": pd.Categorical(["0", "1"] * 25)}, index=[str(i) for i in range(50)])
+    pixels = da.full((3, 12_000, 12_000), 99, dtype=np.uint8, chunks=(3, 1000, 1000))
+    sdata = nk.io.paired(AnnData(obs=obs, obsm={"spatial": xy}), pixels, mpp=0.25)
+    tracemalloc.start()
+    fig = nk.pl.niches(sdata)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150e6
+    (thumbnail,) = fig.axes[0].images
+    assert max(thumbnail.get_array().shape) < 3000
+    assert (thumbnail.get_array() == 99).all()
+
+
+def test_a_table_alone_has_no_slide(cells, caplog, panels):
+    with caplog.at_level(logging.INFO, "nichekd"):
+        fig = nk.pl.niches(cells)
+    assert list(panels(fig)) == TITLES[1:]
+    assert "the H&E is left out" in caplog.text
+
+
+def test_a_spatialdata_without_images_has_no_slide(slide, panels):
+    del slide.images["he"]
+    assert "H&E" not in panels(nk.pl.niches(slide))
+
+
+def test_test_strip_is_framed_in_every_panel(slide, panels):
+    shown = panels(nk.pl.niches(slide))
+    y = slide["table"].obsm["spatial"][slide["table"].obs["split"] == "test", 1]
+    for ax in shown.values():
+        (box,) = outlines(ax)
+        assert (box.get_y(), box.get_y() + box.get_height()) == pytest.approx((y.min(), y.max()))
+        assert box.get_width() > 190
+
+
+def test_test_cells_that_no_box_holds_stand_out(cells, panels):
+    rng = np.random.default_rng(0)
+    cells.obs["split"] = rng.choice(["train", "test"], 400)
+    for ax in panels(nk.pl.niches(cells)).values():
+        assert not outlines(ax)
+        alpha = dots(ax).get_alpha()
+        assert (alpha[(cells.obs["split"] == "test").to_numpy()] == 1).all()
+        assert (alpha[(cells.obs["split"] == "train").to_numpy()] < 0.5).all()
+
+
+def test_no_split_no_frame(cells, panels):
+    del cells.obs["split"]
+    assert not any(outlines(ax) for ax in panels(nk.pl.niches(cells)).values())
+
+
+def test_subset_shows_its_cells_alone(slide, panels):
+    shown = panels(nk.pl.niches(slide, subset="test"))
+    test = (slide["table"].obs["split"] == "test").to_numpy()
+    offsets = dots(shown["Student (H&E only)"]).get_offsets()
+    assert np.allclose(offsets, slide["table"].obsm["spatial"][test])
+    assert shown["H&E"].get_ylim()[0] < 110
+
+
+def test_y_points_down_and_scales_are_equal(cells, panels):
+    for ax in panels(nk.pl.niches(cells)).values():
+        bottom, top = ax.get_ylim()
+        assert bottom > top
+        assert ax.get_aspect() == 1
+
+
+def test_scale_bar_is_in_micrometres(cells, panels):
+    from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
+    first, *others = panels(nk.pl.niches(cells)).values()
+    (bar,) = [it for it in first.artists if isinstance(it, AnchoredSizeBar)]
+    assert bar.txt_label.get_text() == "20 µm"
+    assert bar.size_bar.get_children()[0].get_width() == 20
+    assert not any(ax.artists for ax in others)
+
+
+def test_only_a_student_on_a_new_slide(cells, panels):
+    cells.obs = cells.obs[["niche"]]
+    fig = nk.pl.niches(cells)
+    assert list(panels(fig)) == ["Student (H&E only)"]
+    assert list(legend(fig)) == ["0", "1", "2", "3"]
+
+
+def test_columns_titles_and_file(cells, tmp_path, panels):
+    fig = nk.pl.niches(
+        cells, keys=["niche", "niche_teacher"], titles={"niche": "Ours"}, ncols=1, save=tmp_path / "niches.png", dpi=50
+    )
+    assert list(panels(fig)) == ["Ours", "Teacher (gene expression)"]
+    assert fig.axes[0].get_gridspec().get_geometry() == (2, 1)
+    assert (tmp_path / "niches.png").stat().st_size > 1000
+
+
+def test_twenty_niches_have_twenty_colors(cells):
+    cells.obs["niche"] = (np.arange(400) % 20).astype(str)
+    cells.obs["niche"] = cells.obs["niche"].astype("category")
+    fig = nk.pl.niches(cells, keys="niche", reference="niche")
+    assert list(legend(fig)) == [str(i) for i in range(20)]
+    assert len(set(legend(fig).values())) == 20
+
+
+def test_a_virtual_slide_is_called_so(slide, panels):
+    slide["table"].uns["image_note"] = "The H&E is virtual: rendered from stains."
+    assert "H&E (virtual)" in panels(nk.pl.niches(slide))
+
+
+def test_bad_input(cells, slide):
+    with pytest.raises(KeyError, match=r"niche_histology_nolan.*nk\.tl\.histology_nolan"):
+        nk.pl.niches(cells, keys=["niche_histology_nolan"])
+    with pytest.raises(KeyError, match=r"no image 'dapi'.*'he'"):
+        nk.pl.niches(slide, image_key="dapi")
+    with pytest.raises(ValueError, match="ncols=0"):
+        nk.pl.niches(cells, ncols=0)
+    with pytest.raises(ValueError, match="no cell 'dev'"):
+        nk.pl.niches(cells, subset="dev")
+    cells.obs = cells.obs[["split"]]
+    with pytest.raises(KeyError, match=r"no column of niches.*nk\.tl\.distill"):
+        nk.pl.niches(cells)

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+import nichekd as nk
+
+
+def test_entropy_alone(cells, panels):
+    shown = panels(nk.pl.uncertainty(cells))
+    ax = shown["How unsure the student is"]
+    values = np.asarray(ax.collections[0].get_array())
+    assert np.allclose(np.sort(values), np.sort(cells.obs["niche_entropy"]))
+    order = np.argsort(cells.obs["niche_entropy"])
+    assert np.allclose(ax.collections[0].get_offsets(), cells.obsm["spatial"][order])  # the unsure on top
+    assert "How unlike the training tissue" not in shown
+
+
+def test_with_a_score_of_novelty(cells, panels, tmp_path):
+    cells.obs["niche_ood"] = np.arange(400) > 300
+    shown = panels(nk.pl.uncertainty(cells, save=tmp_path / "maps.png", dpi=50))
+    assert {"How unsure the student is", "How unlike the training tissue"} <= set(shown)
+    assert (tmp_path / "maps.png").exists()
+
+
+def test_subset(cells, panels):
+    shown = panels(nk.pl.uncertainty(cells, subset="test"))
+    n_test = (cells.obs["split"] == "test").sum()
+    assert len(shown["How unsure the student is"].collections[0].get_offsets()) == n_test
+
+
+def test_missing_values_are_grey(cells, panels):
+    cells.obs.loc["cell0", "niche_entropy"] = np.nan
+    fig = nk.pl.uncertainty(cells)
+    dots = panels(fig)["How unsure the student is"].collections[0]
+    fig.canvas.draw()
+    assert dots.get_facecolors()[0][:3] == pytest.approx([0xD3 / 255] * 3)
+
+
+def test_bad_input(cells):
+    with pytest.raises(KeyError, match=r"niche_ood.*nk\.tl\.predict_niches"):
+        nk.pl.uncertainty(cells, keys="niche_ood")
+    with pytest.raises(TypeError, match=r"category.*nk\.pl\.niches"):
+        nk.pl.uncertainty(cells, keys=["niche"])
+    cells.obs["niche_entropy"] = np.nan
+    with pytest.raises(ValueError, match="no value for any"):
+        nk.pl.uncertainty(cells)
