@@ -106,7 +106,7 @@ def compare_encoding(image, encoder, n_crops: int, n_runs: int) -> dict:
     import torch
 
     from nichekd.pp._crops import CropReader
-    from nichekd.pp._encode import encoded
+    from nichekd.pp._encode import CropPlan
 
     precision = encoder.precision("auto")
     batch = torch.randint(0, 256, (BATCH, 3, CROP, CROP), dtype=torch.uint8).to(encoder.device)
@@ -120,8 +120,8 @@ def compare_encoding(image, encoder, n_crops: int, n_runs: int) -> dict:
 
     def whole() -> int:
         reader = CropReader(image, crop_px=CROP)
-        options = {"precision": precision, "batch_size": BATCH, "num_workers": 2}
-        return sum(len(c) for c, _ in encoded(reader, encoder, reader.order()[:n_crops], **options))
+        plan = CropPlan(reader, encoder, batch_size=BATCH)
+        return sum(len(cells) for cells, _ in plan.encoded(plan.order()[:n_crops], precision=precision))
 
     bare()
     runs: dict[str, list] = {"bare": [], "nichekd": []}
@@ -131,6 +131,26 @@ def compare_encoding(image, encoder, n_crops: int, n_runs: int) -> dict:
             print(f"{name:12} {runs[name][-1]}", file=sys.stderr, flush=True)
     about = {"encoder": encoder.name, "precision": precision, "device": str(encoder.device)}
     return about | {"runs": runs} | summary(runs, "bare", "nichekd")
+
+
+def compare_dense(image, encoder, n_crops: int, n_cells: int, n_runs: int) -> dict:
+    from nichekd.pp._crops import CropReader
+    from nichekd.pp._dense import DensePlan
+    from nichekd.pp._encode import CropPlan
+
+    def encode(plan, n: int) -> int:
+        return sum(len(cells) for cells, _ in plan.encoded(plan.order()[:n], precision=encoder.precision("auto")))
+
+    runs: dict[str, list] = {"crop": [], "dense": []}
+    for _ in range(n_runs):
+        reader = CropReader(image, crop_px=CROP)
+        for name, plan, n in (
+            ("crop", CropPlan(reader, encoder), n_crops),
+            ("dense", DensePlan(reader, encoder, CROP // 2), n_cells),
+        ):
+            runs[name].append(timed(lambda plan=plan, n=n: encode(plan, n)))
+            print(f"{name:12} {runs[name][-1]}", file=sys.stderr, flush=True)
+    return {"runs": runs} | summary(runs, "crop", "dense")
 
 
 def summary(runs: dict[str, list], reference: str, ours: str) -> dict[str, float]:
@@ -174,6 +194,7 @@ def main() -> None:
     reading = compare_reading(sdata, image, arguments.n_peer, arguments.n_read, arguments.runs)
     encoder = get_encoder(arguments.encoder, arguments.device)
     encoding = compare_encoding(image, encoder, arguments.n_encode, arguments.runs)
+    dense = compare_dense(image, encoder, arguments.n_encode, arguments.n_encode * 8, arguments.runs)
     result = {
         "command": "python benchmarks/crops.py " + " ".join(sys.argv[1:]),
         "n_cpus": os.cpu_count(),
@@ -184,15 +205,21 @@ def main() -> None:
         "image": list(image.pixels.shape),
         "reading": reading,
         "encoding": encoding,
+        "dense": dense,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print("|                                   |  peer | nichekd | ratio |")
-    print("|:----------------------------------|------:|--------:|------:|")
-    for what, row, other in (("reading", reading, "spatialdata"), (f"encoding, bare {encoder.name}", encoding, "bare")):
-        for figure, unit in (("crops_per_s", "crops/s"), ("crops_per_cpu_s", "crops/CPU s")):
-            theirs, ours, ratio = (row[f"{figure}_{name}"] for name in (other, "nichekd", "ratio"))
-            print(f"| {f'{what}, {unit}':33} | {theirs:5.1f} | {ours:7.1f} | {ratio:5.2f} |")
+    print(f"| {'':46} |    peer | nichekd |  ratio |")
+    print(f"|:{'-' * 46}-|--------:|--------:|-------:|")
+    rows = [
+        ("reading", reading, "spatialdata", "nichekd"),
+        (f"encoding, bare {encoder.name}", encoding, "bare", "nichekd"),
+        ("crop mode, dense mode", dense, "crop", "dense"),
+    ]
+    for what, row, other, ours in rows:
+        for figure, unit in (("crops_per_s", "cells/s"), ("crops_per_cpu_s", "cells/CPU s")):
+            values = [row[f"{figure}_{name}"] for name in (other, ours, "ratio")]
+            print(f"| {f'{what}, {unit}':46} | {values[0]:7.1f} | {values[1]:7.1f} | {values[2]:6.2f} |")
 
 
 if __name__ == "__main__":

@@ -205,15 +205,15 @@ def test_killed_before_the_first_manifest(tmp_path, order, features):
 
 def test_a_full_disk_keeps_what_was_committed(tmp_path, order, features, monkeypatch):
     store = FeatureStore(tmp_path / "f.zarr")
-    write, calls = FeatureStore._write, []
+    write, calls = _feature_store.write_manifest, []
 
-    def full(self, manifest):
+    def full(path, manifest):
         calls.append(manifest)
         if len(calls) == 3:  # the second commit
             raise OSError(28, "No space left on device")
-        write(self, manifest)
+        write(path, manifest)
 
-    monkeypatch.setattr(FeatureStore, "_write", full)
+    monkeypatch.setattr(_feature_store, "write_manifest", full)
     with pytest.raises(OSError, match="No space left") as raised:
         fill(store, order, features)
     assert "first 1,024 cells are safe" in raised.value.__notes__[0]

@@ -60,16 +60,16 @@ def messages(*, quiet: bool) -> Iterator[None]:
     settings.progress = progress and not quiet
     log.addHandler(handler)
     log.setLevel(logging.WARNING if quiet else logging.INFO)
-    with warnings.catch_warnings(), logging_redirect_tqdm([log]):
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module=r"nichekd(\.|$)")
-        warnings.showwarning = _log_warning
-        try:
+    try:
+        with warnings.catch_warnings(), logging_redirect_tqdm([log]):
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", module=r"nichekd(\.|$)")
+            warnings.showwarning = _log_warning
             yield
-        finally:
-            log.removeHandler(handler)
-            log.setLevel(level)
-            settings.progress = progress
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        settings.progress = progress
 
 
 def _log_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -126,7 +126,7 @@ class Drawing:
         return np.clip(np.rint(light), 0, 255).astype(np.uint8)
 
     def _centres_um(self, pixels: NDArray[np.int64]) -> NDArray[np.float64]:
-        return (pixels + 0.5) * self.mpp
+        return (pixels.astype(np.float64) + 0.5) * self.mpp
 
     def _stroma(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float64]:
         """Eosin of the ground: slow clouds, a little of the niche, and fibres."""
@@ -136,7 +136,8 @@ class Drawing:
             return 0.07 * self._ground.on_grid(x, y) + self._by_niche[self._tissue.domains.on_grid(x, y)]
 
         eosin: NDArray[np.float64] = 0.36 + 0.05 * fibres + self._interpolated(slow, rows, columns)
-        return np.maximum(eosin, 0.05, out=eosin)
+        np.maximum(eosin, 0.05, out=eosin)
+        return eosin
 
     def _on_tissue(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float64]:
         """1 on tissue, 0 on the bare glass around it; the outline is wavy."""

@@ -32,7 +32,7 @@ def build_architecture(name: str, /, **kwargs: Any) -> nn.Module:
     ValueError
         If there is none of that name.
     """
-    from nichekd.models import _encoder_zoo  # noqa: F401  registers ours
+    from nichekd.models import _encoder_zoo, _gene_aware  # noqa: F401  register ours
 
     if name not in _ARCHITECTURES:
         raise ValueError(

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class Encoder:
     license
         Of the weights.
     weights
-        Where they come from.
+        File they were read from, where one was handed in.
     bf16_on
         Types of device on which ``precision="auto"`` means bf16, where the hardware has it.
     architecture, architecture_kwargs
@@ -76,7 +76,7 @@ class Encoder:
     crop_px: int | None = None
     multiple_px: int = 1
     license: str = "unknown"
-    weights: str = "module"
+    weights: str | None = None
     bf16_on: tuple[str, ...] = ()
     architecture: str | None = None
     architecture_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -119,19 +119,17 @@ class Encoder:
             self.module.to(memory_format=torch.channels_last)
         return self
 
-    def precision(self, precision: Precision = "auto") -> str:
+    def precision(self, precision: Precision = "auto") -> Literal["32", "bf16"]:
         """``"32"`` or ``"bf16"``: what :meth:`encode` runs in on the module's device."""
         return resolve_precision(precision, self.device, self.bf16_on)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (b, 3, h, w) → float32 on the module's device, (value / 255 − mean) / sd."""
-        x = pixels.to(self.device, non_blocking=True)  # as bytes: a quarter of what floats would move
-        x = x.to(torch.float32, memory_format=torch.channels_last)
+        x = pixels.to(self.device, non_blocking=True).to(torch.float32)  # moved as bytes, a quarter of what floats are
         for channel, (mean, sd) in enumerate(zip(self.mean, self.sd, strict=True)):
-            x[:, channel].mul_(1 / (255 * sd)).sub_(mean / sd)  # numbers, so that CUDA copies nothing
-        return x
+            x[:, channel].mul_(1 / (255 * sd)).sub_(mean / sd)  # plane by plane: a third of the time of all at once
+        return x.contiguous(memory_format=torch.channels_last)
 
-    @torch.no_grad()
     def encode(self, pixels: Tensor | NDArray[np.uint8], *, precision: Precision = "auto") -> Tensor:
         """Features of crops.
 
@@ -155,6 +153,14 @@ class Encoder:
         ValueError
             If the crops are not (b, 3, h, w), or the module does not return one vector a crop.
         """
+        features = self.run(self.module, pixels, precision=precision)
+        return self._checked(features, len(pixels))
+
+    @torch.no_grad()
+    def run(
+        self, network: Callable[[Tensor], Any], pixels: Tensor | NDArray[np.uint8], *, precision: Precision = "auto"
+    ) -> Any:
+        """``network``, which is the module or a part of it, on normalised crops; see :meth:`encode`."""
         x = torch.from_numpy(np.ascontiguousarray(pixels)) if isinstance(pixels, np.ndarray) else pixels
         if not isinstance(x, Tensor) or x.dtype != torch.uint8:
             raise TypeError(f"Crops are {getattr(x, 'dtype', type(x).__name__)}; encoders take uint8, 0 to 255.")
@@ -162,10 +168,10 @@ class Encoder:
             raise ValueError(f"Crops have shape {tuple(x.shape)}; it has to be (b, 3, height, width).")
         if self.device.type == "cuda" and x.device.type == "cpu":
             x = x.pin_memory()
+        self.module.eval()
         bf16 = self.precision(precision) == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            features = self.module.eval()(self.normalise(x))
-        return self._checked(features, len(x))
+            return network(self.normalise(x))
 
     def check(self, crop_px: int) -> int:
         """Length of the feature vector of a crop of ``crop_px``, found with a white crop.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ def efficientnet_lite0(weights: str | Path | None = None) -> Encoder:
     if any(name.startswith("_conv_stem") for name in state):
         state = in_order(state, module)
     load_strictly(module, state, source=str(source), unused=("classifier.",))
-    return _lite0("efficientnet_lite0", module, license="Apache-2.0", weights=Path(source).name)
+    return _lite0("efficientnet_lite0", module, license="Apache-2.0", weights=weights)
 
 
 @register_encoder("random")
@@ -58,7 +59,7 @@ def random(weights: str | Path | None = None) -> Encoder:
     with torch.random.fork_rng(devices=[]):  # timm draws from the global generator, which is the user's
         torch.manual_seed(0)
         module = build_timm(LITE0)
-    return _lite0("random", module, license="none", weights="random, seed 0")
+    return _lite0("random", module, license="none", weights=None)
 
 
 @register_encoder("color")
@@ -72,7 +73,6 @@ def color(weights: str | Path | None = None) -> Encoder:
         sd=(1, 1, 1),
         n_features=ColorStatistics.n_features,
         license="none",
-        weights="none",
         architecture="color",
     )
 
@@ -94,7 +94,7 @@ def timm_encoder(name: str, weights: str | Path | None, *, known: list[str]) -> 
         module = _pretrained(name, from_hub=from_hub)
     else:
         module = build_timm(name)
-        classifier = module.pretrained_cfg.get("classifier") or ()
+        classifier = _config(module).get("classifier") or ()
         names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         unused = tuple(f"{one}." for one in names)
         load_strictly(module, load_state(weights), source=f"weights={str(weights)!r}", unused=unused)
@@ -104,9 +104,9 @@ def timm_encoder(name: str, weights: str | Path | None, *, known: list[str]) -> 
         module,
         mean=data["mean"],
         sd=data["std"],
-        crop_px=data["input_size"][-1] if module.pretrained_cfg.get("fixed_input_size") else None,
-        license=module.pretrained_cfg.get("license") or "unknown",
-        weights="hub" if weights is None else str(weights),
+        crop_px=data["input_size"][-1] if _config(module).get("fixed_input_size") else None,
+        license=_config(module).get("license") or "unknown",
+        weights=None if weights is None else str(Path(weights).absolute()),
         bf16_on=("cuda",),
         architecture="timm",
         architecture_kwargs={"name": name},
@@ -134,15 +134,21 @@ def in_order(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     return renamed | counters  # how many batches were seen in training plays no part afterwards
 
 
-def _lite0(name: str, module: nn.Module, *, license: str, weights: str) -> Encoder:
+def _config(module: nn.Module) -> Mapping[str, Any]:
+    """What timm knows about a model's weights: ``pretrained_cfg``."""
+    config = module.pretrained_cfg
+    return config if isinstance(config, Mapping) else {}
+
+
+def _lite0(name: str, module: nn.Module, *, license: str, weights: str | Path | None) -> Encoder:
     return Encoder(
         name,
         module,
         mean=LITE0_MEAN,
         sd=LITE0_SD,
-        n_features=module.num_features,
+        n_features=1280,
         license=license,
-        weights=weights,
+        weights=None if weights is None else str(Path(weights).absolute()),
         bf16_on=("cuda", "cpu"),
         architecture="timm",
         architecture_kwargs={"name": LITE0},

@@ -103,6 +103,11 @@ class NeighborhoodIndex:
 def random_rotations(n: int, generator: torch.Generator) -> Tensor:
     """N rotations, half of them with a reflection, (n, 2, 2), to multiply offsets by from the right."""
     turn = 2 * math.pi * torch.rand(n, generator=generator)
-    mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+    mirror = random_signs(n, generator)
     cos, sin = turn.cos(), turn.sin()
     return torch.stack([torch.stack([cos, sin * mirror], -1), torch.stack([-sin, cos * mirror], -1)], 1)
+
+
+def random_signs(n: int, generator: torch.Generator) -> Tensor:
+    """n times 1 or -1, (n,)."""
+    return torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)

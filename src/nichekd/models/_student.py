@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nichekd.models._folder import read_folder, write_folder
 from nichekd.models._neighborhood_transformer import NeighborhoodConfig, neighborhood_network
-from nichekd.models._standardize import Standardize
+from nichekd.models._whiten import Whiten
 
 if TYPE_CHECKING:
     from nichekd.models._encoder import Encoder
@@ -28,8 +28,10 @@ class StudentConfig:
 
     Attributes
     ----------
+    n_features
+        Length of a cell's image features.
     network
-        Sizes of its neighborhood network.
+        Sizes of its neighborhood network, which reads their principal components.
     niche_names, niche_colors
         K names and hex colours; a niche's place is its column in the logits.
     radius
@@ -44,6 +46,7 @@ class StudentConfig:
         Facts for the model card: data, split, seeds, metrics.
     """
 
+    n_features: int
     network: NeighborhoodConfig
     niche_names: tuple[str, ...]
     niche_colors: tuple[str, ...]
@@ -92,7 +95,7 @@ class NicheStudent(
     repo_url="https://github.com/nichekd/nichekd",
     docs_url="https://nichekd.readthedocs.io",
 ):
-    """Standardised image features → neighborhood network → K niche logits.
+    """Whitened image features → neighborhood network → K niche logits.
 
     Parameters
     ----------
@@ -107,7 +110,7 @@ class NicheStudent(
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.standardize = Standardize(config.network.n_features)
+        self.whiten = Whiten(config.n_features, config.network.n_features)
         self.backbone = neighborhood_network(config.network)
         self.head = nn.Linear(config.network.d_model, len(config.niche_names))
         self.history: dict[str, list[float]] = {}
@@ -119,7 +122,7 @@ class NicheStudent(
 
     def forward(self, batch: NeighborhoodBatch) -> Tensor:
         """Logits on the teacher's scale, (B, K)."""
-        embedding = self.backbone(batch.with_features(self.standardize(batch.features)))
+        embedding = self.backbone(batch.with_features(self.whiten(batch.features)))
         # cosines of NOLAN span 2, other logits hundreds: the head learns them in units of the temperature
         return self.head(embedding) * self.config.temperature
 

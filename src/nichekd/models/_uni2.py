@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +11,6 @@ from nichekd.models._encoder import IMAGENET_MEAN, IMAGENET_SD, Encoder
 from nichekd.models._weights import hub_access, load_state, load_strictly
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
 HUB = "hf-hub:MahmoodLab/UNI2-h"
@@ -60,10 +59,10 @@ def uni2(weights: str | Path | None = None, **changes: Any) -> Encoder:
         # hard-coded: for a local file timm knows nothing and answers 0.5
         mean=IMAGENET_MEAN,
         sd=IMAGENET_SD,
-        n_features=module.num_features,
+        n_features=(KWARGS | changes)["embed_dim"],
         multiple_px=PATCH,
         license=LICENSE,
-        weights="MahmoodLab/UNI2-h" if weights is None else str(weights),
+        weights=None if weights is None else str(Path(weights).absolute()),
         bf16_on=("cuda",),
         architecture="uni2",
         architecture_kwargs=changes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from nichekd.pp._tiles import CACHE_BYTES, WHITE, ImageTiles, ResampledTiles, pa
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
@@ -62,7 +64,17 @@ class CropReader:
         if factor != 1:
             self._tiles, centre = ResampledTiles(self._tiles, factor, cache_bytes), centre / factor
         self.centre_px: NDArray[np.int64] = np.floor(centre).astype(np.int64)
-        self._corner = self.centre_px - self.crop_px // 2  # (n, 2): left, top
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height of the image at the crops' resolution."""
+        return int(self._tiles.x_edges[-1]), int(self._tiles.y_edges[-1])
+
+    def moved_to(self, centre_px: NDArray[np.int64]) -> CropReader:
+        """A reader of the same image, with the same decoded tiles, around other pixels, (m, 2): column, row."""
+        other = copy(self)
+        other.centre_px = centre_px
+        return other
 
     def order(self) -> NDArray[np.int64]:
         """All cells, in an order that reads each tile about once."""
@@ -71,7 +83,7 @@ class CropReader:
     def read(self, cells: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Crops of these cells, (b, 3, crop_px, crop_px)."""
         crops = np.full((len(cells), 3, self.crop_px, self.crop_px), WHITE, dtype=np.uint8)
-        corners = self._corner[cells].tolist()
+        corners = (self.centre_px[cells] - self.crop_px // 2).tolist()  # left, top
         members: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, (left, top) in enumerate(corners):
             for key in touched(self._tiles, top, top + self.crop_px, left, left + self.crop_px):
@@ -118,7 +130,7 @@ def read_ahead(make: Callable[[Item], Made], items: Iterable[Item], n_threads: i
         yield from map(make, items)
         return
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="nichekd-crops")
-    ahead = deque()
+    ahead: deque[Future[Made]] = deque()
     try:
         for item in items:
             ahead.append(pool.submit(make, item))

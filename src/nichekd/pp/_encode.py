@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -14,9 +15,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nichekd.models import Encoder
+    from nichekd.models._precision import Precision
     from nichekd.pp._crops import CropReader
 
+    Batch = tuple[NDArray[np.int64], NDArray[np.float16]]
+
 LARGEST = float(np.finfo(np.float16).max)  # 65,504
+
+
+class Plan(Protocol):
+    """How cells are encoded."""
+
+    @property
+    def n_features(self) -> int:
+        """Length of a cell's features."""
+
+    def order(self) -> NDArray[np.int64]:
+        """The cells as they are best encoded."""
+
+    def encoded(
+        self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+        """Cells and their features along ``order``, but for the first ``n_done``."""
 
 
 def ready_encoder(
@@ -32,32 +52,49 @@ def ready_encoder(
     return ready
 
 
-def encoded(
-    reader: CropReader,
-    encoder: Encoder,
-    order: NDArray[np.int64],
-    *,
-    precision: str,
-    batch_size: int,
-    num_workers: int,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-    """Cells and their features, (b,) and (b, F), along ``order``.
+@dataclass(frozen=True)
+class CropPlan:
+    """A crop a cell."""
 
-    The features of a batch are waited for when the next is on its way, so that a GPU is never idle in between.
+    reader: CropReader
+    encoder: Encoder
+    batch_size: int = 64
+    num_workers: int = 2
 
-    Raises
-    ------
-    ValueError
-        If features are NaN, infinite or beyond float16.
-    """
+    @property
+    def n_features(self) -> int:
+        """Length of a cell's features."""
+        return self.encoder.n_features or self.encoder.check(self.reader.crop_px)
+
+    def order(self) -> NDArray[np.int64]:
+        """The cells as they are best encoded, a permutation, (n,)."""
+        return self.reader.order()
+
+    def encoded(
+        self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+        """Cells and their features, (b,) and (b, F), along ``order``.
+
+        Batches are the same whether or not the first ``n_done`` cells, a multiple of 1,024, are left out.
+        """
+        batches = self.reader.batches(order[n_done:], batch_size=self.batch_size, num_workers=self.num_workers)
+        for cells, features in one_behind(
+            (cells, self.encoder.encode(crops, precision=precision)) for cells, crops in batches
+        ):
+            yield cells, as_float16(features, self.encoder.name)
+
+
+def one_behind(
+    batches: Iterator[tuple[NDArray[np.int64], torch.Tensor]],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Results on the host, each waited for when the next is on its way, so that a GPU is never idle in between."""
     waiting = None
-    for cells, crops in reader.batches(order, batch_size=batch_size, num_workers=num_workers):
-        features = encoder.encode(crops, precision=precision)
+    for batch in batches:
         if waiting is not None:
-            yield waiting[0], as_float16(waiting[1].cpu().numpy(), encoder.name)
-        waiting = (cells, features)
+            yield waiting[0], waiting[1].cpu().numpy()
+        waiting = batch
     if waiting is not None:
-        yield waiting[0], as_float16(waiting[1].cpu().numpy(), encoder.name)
+        yield waiting[0], waiting[1].cpu().numpy()
 
 
 def as_float16(features: NDArray[np.float32], encoder: str) -> NDArray[np.float16]:
@@ -68,10 +105,10 @@ def as_float16(features: NDArray[np.float32], encoder: str) -> NDArray[np.float1
     ValueError
         If a number is NaN, infinite, or too large for it.
     """
-    bad = ~np.isfinite(features).all(axis=1)
-    if bad.any():
+    n_bad = int(np.sum(~np.isfinite(features).all(axis=1)))
+    if n_bad:
         raise ValueError(
-            f"Encoder {encoder!r} returned NaN or infinite features for {bad.sum():,} of {len(bad):,} crops of a "
+            f"Encoder {encoder!r} returned NaN or infinite features for {n_bad:,} of {len(features):,} crops of a "
             "batch. Check its weights; precision='32' helps where numbers overflow."
         )
     largest = float(np.abs(features).max(initial=0))
@@ -81,3 +118,15 @@ def as_float16(features: NDArray[np.float32], encoder: str) -> NDArray[np.float1
             f"{LARGEST:,.0f}. Scale its output, e.g. by a LayerNorm at its end."
         )
     return features.astype(np.float16)
+
+
+def with_progress(batches: Iterator[Batch], n_cells: int, n_done: int = 0) -> Iterator[Batch]:
+    """``batches``, with a progress bar that counts their cells."""
+    from tqdm.auto import tqdm
+
+    from nichekd._settings import settings
+
+    with tqdm(total=n_cells, initial=n_done, unit="crop", desc="features", disable=not settings.progress) as bar:
+        for cells, features in batches:
+            yield cells, features
+            bar.update(len(cells))

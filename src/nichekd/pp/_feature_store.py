@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nichekd.pp._crops import SEGMENT
-from nichekd.pp._table_order import CELLS, FEATURES, TableOrder
+from nichekd.pp._store_manifest import CELLS, FEATURES, FORMAT, LOCK, flush, read_manifest, write_manifest
+from nichekd.pp._table_order import TableOrder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
+    from nichekd.models._precision import Precision
+
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-ROOT, LOCK = "zarr.json", "writer.lock"
 READ_ROWS = 64  # rows that zarr reads at once; a file holds a segment of them
 LAZY_ROWS = 8192  # rows in a chunk of the lazy array, 25 MB of 1,536 features
 
@@ -58,24 +58,7 @@ class FeatureStore:
         ValueError
             If something else is there, or a store of a later format.
         """
-        root = self.path / ROOT
-        if not root.is_file():
-            there = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
-            if self.path.is_file() or not set(there) <= {FEATURES, CELLS, LOCK}:
-                raise ValueError(
-                    f"store={str(self.path)!r} is no feature store (found {there[:5]}). Name a new folder."
-                )
-            return None
-        try:
-            manifest = json.loads(root.read_text(encoding="utf-8"))["attributes"]["nichekd"]
-        except (json.JSONDecodeError, KeyError, TypeError) as err:
-            raise ValueError(f"store={str(self.path)!r} is a zarr, but no feature store. Name a new folder.") from err
-        if manifest["format"] != FORMAT:
-            raise ValueError(
-                f"store={str(self.path)!r} is of format {manifest['format']}; this version of nichekd reads format "
-                f"{FORMAT}. Upgrade nichekd, or name a new folder."
-            )
-        return manifest
+        return read_manifest(self.path)
 
     @property
     def n_done(self) -> int:
@@ -89,7 +72,7 @@ class FeatureStore:
         return manifest is not None and manifest["n_done"] == manifest["n"]
 
     @property
-    def precision(self) -> str | None:
+    def precision(self) -> Precision | None:
         """What its features were, or are being, encoded in; ``None`` if there is no store yet."""
         manifest = self.manifest
         return None if manifest is None else manifest["made_of"]["precision"]
@@ -97,7 +80,7 @@ class FeatureStore:
     @cached_property
     def order(self) -> NDArray[np.int64]:
         """Row of the table of each row of the store, (n,)."""
-        return self._open(CELLS, "r")[:]
+        return np.asarray(self._open(CELLS, "r")[:])
 
     def check(self, made_of: Mapping[str, Any]) -> None:
         """Raise ``ValueError`` if the store was made of anything else, and say what differs."""
@@ -167,7 +150,7 @@ class FeatureStore:
     def append(self, features: NDArray[np.float16]) -> None:
         """Add the features of the next cells of :attr:`order`, (b, F); on disk once a segment or the last is full."""
         self._pending.append(features)
-        n_pending, manifest = sum(map(len, self._pending)), self.manifest
+        n_pending, manifest = sum(map(len, self._pending)), self._known()
         is_last = manifest["n_done"] + n_pending == manifest["n"]
         if n_pending >= SEGMENT or is_last:
             pending = np.concatenate(self._pending)
@@ -180,14 +163,20 @@ class FeatureStore:
         """The features in the order of the table, (n, F), lazy, float16."""
         import dask.array as da
 
-        view = TableOrder(self.path, self._open(FEATURES, "r").shape)
+        view = TableOrder(self.path)
         chunks = (min(LAZY_ROWS, view.shape[0]), view.shape[1])
         token = hashlib.sha256(json.dumps([str(self.path), self.manifest], sort_keys=True).encode()).hexdigest()
         return da.from_array(view, chunks=chunks, name=f"nichekd-features-{token}", meta=np.empty((0, 0), np.float16))
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
         """Features of these rows of the table, (m, F)."""
-        return TableOrder(self.path, self._open(FEATURES, "r").shape).take(rows)
+        return TableOrder(self.path).take(rows)
+
+    def _known(self) -> dict[str, Any]:
+        manifest = self.manifest
+        if manifest is None:
+            raise FileNotFoundError(f"There is no feature store {self.path}. Run nk.pp.histology_features(store=...).")
+        return manifest
 
     def _create(
         self, made_of: Mapping[str, Any], order: NDArray[np.int64], n_features: int, about: Mapping[str, Any]
@@ -206,30 +195,21 @@ class FeatureStore:
         )
         cells = zarr.create_array(self.path / CELLS, shape=order.shape, chunks=(len(order),), dtype=np.int64)
         cells[:] = order
-        _flush(*(path for path in self.path.rglob("*") if path.is_file()))
+        flush(*(path for path in self.path.rglob("*") if path.is_file()))
         manifest = {"format": FORMAT, "made_of": dict(made_of), "about": dict(about), "n": len(order), "n_done": 0}
-        self._write(manifest | {"order": "hilbert"})
+        write_manifest(self.path, manifest | {"order": "hilbert"})
 
     def _commit(self, features: NDArray[np.float16]) -> None:
-        manifest = self.manifest
+        manifest = self._known()
         start = manifest["n_done"]
         try:
             array = self._open(FEATURES, "r+")
             array[start : start + len(features)] = features
-            _flush(self.path / FEATURES / array.metadata.encode_chunk_key((start // SEGMENT, 0)))
-            self._write(manifest | {"n_done": start + len(features)})  # last: what it counts is on disk
+            flush(self.path / FEATURES / array.metadata.encode_chunk_key((start // SEGMENT, 0)))
+            write_manifest(self.path, manifest | {"n_done": start + len(features)})  # last: what it counts is on disk
         except OSError as err:
             err.add_note(f"The first {start:,} cells are safe in {self.path}; the same call goes on from there.")
             raise
-
-    def _write(self, manifest: dict[str, Any]) -> None:
-        """Replace the manifest at one stroke."""
-        group = {"zarr_format": 3, "node_type": "group", "attributes": {"nichekd": manifest}}
-        new = self.path / f"{ROOT}.new"
-        new.write_text(json.dumps(group, indent=1) + "\n", encoding="utf-8")
-        _flush(new)
-        new.replace(self.path / ROOT)
-        _flush(self.path)
 
     def _open(self, name: str, mode: str) -> zarr.Array:
         import zarr
@@ -240,15 +220,3 @@ class FeatureStore:
 def cells_hash(centre_px: NDArray[np.int64]) -> str:
     """16 hexadecimal digits that tell sets of cells apart: their centre pixels, in the order of the table."""
     return hashlib.sha256(np.ascontiguousarray(centre_px, dtype="<i8").tobytes()).hexdigest()[:16]
-
-
-def _flush(*paths: Path) -> None:
-    """Wait until files, or folders' entries, are on disk."""
-    for path in paths:
-        if path.is_dir() and os.name == "nt":
-            continue  # Windows has no handle to folders
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,11 +14,11 @@ from nichekd._record import notes, record
 from nichekd._resolve import get_table, working_copy
 from nichekd._settings import settings
 from nichekd.pp._crops import SEGMENT, CropReader
-from nichekd.pp._encode import encoded, ready_encoder
+from nichekd.pp._dense import DensePlan
+from nichekd.pp._encode import CropPlan, ready_encoder, with_progress
 from nichekd.pp._feature_store import FeatureStore, cells_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import dask.array as da
@@ -29,13 +28,15 @@ if TYPE_CHECKING:
 
     from nichekd._image import CellImage
     from nichekd.models import Encoder
+    from nichekd.models._precision import Precision
+    from nichekd.pp._encode import Plan
 
-    Encode = Callable[..., Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]]
 
 log = logging.getLogger(__name__)
 
 # what tells the features of one store from those of another; besides, the precision
-MADE_OF = ("image_fingerprint", "cells", "fingerprint", "crop_px", "mpp")
+MADE_OF = ("image_fingerprint", "cells", "fingerprint", "crop_px", "mpp", "mode", "stride_px")
+ABOUT = ("encoder", "weights", "license", "image")  # what the store notes besides
 
 
 def histology_features(
@@ -49,7 +50,9 @@ def histology_features(
     store: str | Path | None = None,
     key_added: str | None = None,
     device: str | None = None,
-    precision: Literal["auto", "32", "bf16"] = "auto",
+    mode: Literal["crop", "dense"] = "crop",
+    stride_px: int | None = None,
+    precision: Precision = "auto",
     batch_size: int = 64,
     num_workers: int = 2,
     table_key: str = "table",
@@ -83,9 +86,16 @@ def histology_features(
         it, and memory does not grow with the number of cells. The same call after an interruption goes on where the
         first stopped, and ends with the same bits; a store that is complete is taken as it is.
     key_added
-        Key of the features; ``"X_<encoder>"`` if left out, ``"X_histology"`` for a module.
+        Key of the features; ``"X_<encoder>"`` if left out, ``"X_histology"`` for a module; with ``"_dense"`` at its
+        end for ``mode="dense"``.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; ``nk.settings.device`` if left out.
+    mode
+        ``"crop"``: a crop a cell, its features those of the crop. ``"dense"``: tiles of ``crop_px`` on a grid are
+        encoded once, and a cell gets the mean of the patch tokens (or feature map) within an eighth of a tile around
+        it, followed by its tile's features: twice as many numbers, at a fraction of the time, for models of timm.
+    stride_px
+        Distance of the tiles of ``mode="dense"``; half of ``crop_px`` if left out.
     precision
         ``"auto"`` is bf16 for encoders known to bear it where the hardware has it, else float32; with a ``store``
         that exists, what it was made with.
@@ -101,7 +111,7 @@ def histology_features(
     Returns
     -------
     Nothing, or the copy. Writes ``obsm["X_<encoder>"]``, float16 (n, F); ``uns["nichekd"]["features"]`` under that
-    key: encoder, fingerprint, weights, licence, crop, mpp, precision, image; and ``uns["nichekd"]["use_rep"]``, the
+    key: encoder, fingerprint, weights, licence, mode, crop, mpp, precision, image; and ``uns["nichekd"]["use_rep"]``, the
     key, which ``nk.tl`` takes for ``use_rep=None``.
 
     Raises
@@ -114,8 +124,8 @@ def histology_features(
         If ``weights`` is no file.
     ValueError
         If the image can't be used or cells lie outside it; if the encoder is unknown, its weights don't fit, it does
-        not take such crops, or returns features that are NaN, infinite or beyond float16; if the ``store`` belongs to
-        another image, encoder, cell set, crop or precision.
+        not take such crops, shows no feature map for ``mode="dense"``, or returns features that are NaN, infinite or
+        beyond float16; if the ``store`` belongs to another image, encoder, cell set, crop, mode or precision.
     EncoderAccessError
         If a hub refuses the encoder's weights or can't be reached.
     RuntimeError
@@ -149,82 +159,84 @@ def histology_features(
         device=device or settings.device,
         crop_px=reader.crop_px,
     )
-    about = _about(image, reader, network)
-    encode = partial(_encode, reader, network, batch_size=batch_size, num_workers=num_workers)
+    plan = _plan(reader, network, mode, stride_px, batch_size, num_workers)
+    about = _about(image, reader, plan)
+    features: NDArray[np.float16] | da.Array
+    used: Precision
     if store is None:
         used = network.precision(precision)
-        features = _in_memory(encode, reader.order(), network.n_features, used)
+        features = _in_memory(plan, used)
     else:
         kept = FeatureStore(store)
         used = kept.precision if precision == "auto" and kept.precision else network.precision(precision)
-        features = _in_store(encode, kept, reader.order(), about, used)
-    key = key_added or Keys.features(re.sub(r"[^\w.\-]", "_", network.name))  # a name of a hub has slashes
+        features = _in_store(plan, kept, about, used)
+        about["store"] = str(kept.path)
+    name = re.sub(r"[^\w.\-]", "_", network.name)  # one of a hub has slashes
+    key = key_added or Keys.features(name if mode == "crop" else f"{name}_dense")
     adata.obsm[key] = features
-    about |= {"precision": used} | ({} if store is None else {"store": str(kept.path)})
-    notes(adata).setdefault(Keys.FEATURES, {})[key] = about
+    notes(adata).setdefault(Keys.FEATURES, {})[key] = about | {"precision": used}
     notes(adata)[Keys.LAST_REP] = key
     seconds = time.perf_counter() - start
     parameters = {"key_added": key, "batch_size": batch_size, "num_workers": num_workers, "device": str(network.device)}
     record(adata, "histology_features", seconds=seconds, **parameters)
-    log.info("%d crops → obsm[%r], %d features, %.1f s on %s", len(features), key, features.shape[1], seconds, network.device)
+    log.info(
+        "%d crops → obsm[%r], %d features, %.1f s on %s", len(features), key, features.shape[1], seconds, network.device
+    )
     return sdata if copy else None
 
 
-def _about(image: CellImage, reader: CropReader, encoder: Encoder) -> dict[str, Any]:
+def _plan(
+    reader: CropReader, encoder: Encoder, mode: str, stride_px: int | None, batch_size: int, num_workers: int
+) -> CropPlan | DensePlan:
+    if mode not in {"crop", "dense"}:
+        raise ValueError(f"mode={mode!r}; choose 'crop' or 'dense'.")
+    if mode == "dense":
+        stride = max(1, reader.crop_px // 2) if stride_px is None else stride_px
+        return DensePlan(reader, encoder, stride, batch_size=batch_size, num_workers=num_workers)
+    if stride_px is not None:
+        raise ValueError(f"stride_px={stride_px} is the distance of tiles; it goes with mode='dense'.")
+    return CropPlan(reader, encoder, batch_size=batch_size, num_workers=num_workers)
+
+
+def _about(image: CellImage, reader: CropReader, plan: CropPlan | DensePlan) -> dict[str, Any]:
     """What a student has to know to use these features."""
-    return {
-        "encoder": encoder.name,
-        "fingerprint": encoder.fingerprint,
-        "weights": encoder.weights,
-        "license": encoder.license,
-        "n_features": encoder.n_features,
+    about = {
+        "encoder": plan.encoder.name,
+        "fingerprint": plan.encoder.fingerprint,
+        "weights": plan.encoder.weights,
+        "license": plan.encoder.license,
+        "n_features": plan.n_features,
         "crop_px": reader.crop_px,
         "mpp": float(f"{reader.mpp:.6g}"),  # rounding of the transformations must not make another store
+        "mode": "crop" if isinstance(plan, CropPlan) else "dense",
+        "stride_px": None if isinstance(plan, CropPlan) else plan.stride_px,
         "image": image.key,
         "image_fingerprint": image_fingerprint(image),
         "cells": cells_hash(reader.centre_px),
     }
+    return {name: value for name, value in about.items() if value is not None}  # h5ad can't hold None
 
 
-def _encode(
-    reader: CropReader,
-    encoder: Encoder,
-    order: NDArray[np.int64],
-    *,
-    precision: str,
-    batch_size: int,
-    num_workers: int,
-    n_done: int = 0,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-    """Features of ``order``, but for the first ``n_done``, with a progress bar."""
-    from tqdm.auto import tqdm
-
-    with tqdm(total=len(order), initial=n_done, unit="crop", desc=encoder.name, disable=not settings.progress) as bar:
-        options = {"precision": precision, "batch_size": batch_size, "num_workers": num_workers}
-        for cells, features in encoded(reader, encoder, order[n_done:], **options):
-            yield cells, features
-            bar.update(len(cells))
-
-
-def _in_memory(encode: Encode, order: NDArray[np.int64], n_features: int, precision: str) -> NDArray[np.float16]:
-    features = np.empty((len(order), n_features), dtype=np.float16)
-    for cells, batch in encode(order, precision=precision):
+def _in_memory(plan: Plan, precision: Precision) -> NDArray[np.float16]:
+    order = plan.order()
+    features = np.empty((len(order), plan.n_features), dtype=np.float16)
+    for cells, batch in with_progress(plan.encoded(order, precision=precision), len(order)):
         features[cells] = batch
     return features
 
 
-def _in_store(
-    encode: Encode, store: FeatureStore, order: NDArray[np.int64], about: dict[str, Any], precision: str
-) -> da.Array:
-    made_of = {name: about[name] for name in MADE_OF} | {"precision": precision}
+def _in_store(plan: Plan, store: FeatureStore, about: dict[str, Any], precision: Precision) -> da.Array:
+    made_of = {name: about[name] for name in MADE_OF if name in about} | {"precision": precision}
     store.check(made_of)
     if store.is_complete:
         log.info("all %d cells are in %s", store.n_done, store.path)
         return store.array()
-    shown = {name: about[name] for name in ("encoder", "weights", "license", "image")}
-    with store.writing(made_of, order=order, n_features=about["n_features"], about=shown):
-        if store.n_done:
-            log.info("%d cells are in %s; going on from there", store.n_done, store.path)
-        for _, features in encode(store.order, precision=precision, n_done=store.n_done):
+    shown: dict[str, Any] = {name: about[name] for name in ABOUT if name in about}
+    with store.writing(made_of, order=plan.order(), n_features=plan.n_features, about=shown):
+        n_done = store.n_done
+        if n_done:
+            log.info("%d cells are in %s; going on from there", n_done, store.path)
+        batches = plan.encoded(store.order, precision=precision, n_done=n_done)
+        for _, features in with_progress(batches, len(store.order), n_done):
             store.append(features)
     return store.array()

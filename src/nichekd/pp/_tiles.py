@@ -119,8 +119,8 @@ class ResampledTiles:
         return np.unique([*range(0, resampled, RESAMPLED_TILE), resampled])
 
     def _resample(self, row: int, column: int) -> NDArray[np.uint8]:
-        y_weights, y = area_weights(*self.y_edges[row : row + 2], self._factor)
-        x_weights, x = area_weights(*self.x_edges[column : column + 2], self._factor)
+        y_weights, y = area_weights(self.y_edges[row], self.y_edges[row + 1], self._factor)
+        x_weights, x = area_weights(self.x_edges[column], self.x_edges[column + 1], self._factor)
         box = np.full((3, len(y), len(x)), WHITE, dtype=np.uint8)
         for tile_key in touched(self._source, y.start, y.stop, x.start, x.stop):
             paste(box, self._source.tile(*tile_key), self._source, tile_key, y.start, x.start)
@@ -128,7 +128,7 @@ class ResampledTiles:
         return np.rint(means).astype(np.uint8)
 
 
-def area_weights(start: int, stop: int, factor: float) -> tuple[NDArray[np.float32], range]:
+def area_weights(start: np.int64, stop: np.int64, factor: float) -> tuple[NDArray[np.float32], range]:
     """How much source pixels count in the new pixels ``start`` to ``stop`` along one axis.
 
     New pixel i covers the source from i · factor to (i + 1) · factor.

@@ -54,9 +54,17 @@ def prediction_order(xy: NDArray[np.floating]) -> NDArray[np.intp]:
 
 
 def validation_part(
-    xy: NDArray[np.floating], train: NDArray[np.integer], *, share: float, margin: float, rng: np.random.Generator
+    xy: NDArray[np.floating],
+    train: NDArray[np.integer],
+    *,
+    share: float,
+    margin: float,
+    rng: np.random.Generator,
+    n_squares: int = 4,
 ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """Cells that train and cells that validate: a vertical band of the training cells, and a margin beside it.
+    """Cells that train and cells that validate: squares of tissue, and a margin around them that does neither.
+
+    One region would hold few of the niches; scattered cells would share their surroundings with training cells.
 
     Parameters
     ----------
@@ -67,19 +75,26 @@ def validation_part(
     share
         Of the training cells, to validate on.
     margin
-        µm beside the band whose cells do neither, so that the two parts share less of their surroundings.
+        µm around the squares whose cells do neither.
     rng
-        Source of the band's place.
+        Source of the squares' places.
+    n_squares
+        Squares, each around a random cell, of equally many cells.
 
     Returns
     -------
-    The two sets of cells; the second is empty for ``share=0``.
+    The two sets of cells; the second is empty for ``share=0``, and where too few cells would be left to train on.
     """
-    if share <= 0:
+    here = xy[train]
+    per_square = round(share * len(train) / n_squares)
+    if per_square == 0:
         return train, train[:0]
-    x = xy[train, 0]
-    start = rng.uniform(0, 1 - share)
-    low, high = np.quantile(x, [start, start + share])
-    inside = (x >= low) & (x <= high)
-    near = (x >= low - margin) & (x <= high + margin)
+    inside, near = np.zeros(len(train), dtype=bool), np.zeros(len(train), dtype=bool)
+    for centre in here[rng.choice(len(train), n_squares, replace=False)]:
+        distance = np.abs(here - centre).max(axis=1)
+        half_side = np.partition(distance, per_square - 1)[per_square - 1]
+        inside |= distance <= half_side
+        near |= distance <= half_side + margin
+    if np.count_nonzero(~near) < len(train) / 2:
+        return train, train[:0]
     return train[~near], train[inside]

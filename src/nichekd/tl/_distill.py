@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WHITEN_CELLS = 50_000
+
 
 def distill(
     data: AnnData | SpatialData,
@@ -46,7 +48,7 @@ def distill(
     .. math:: \tau^2 \cdot \frac{1}{n} \sum_i \mathrm{KL}\left(\mathrm{softmax}(a_i^{ST} / \tau) \,\|\,
               \mathrm{softmax}(a_i^{HIST} / \tau)\right)
 
-    over training cells :cite:`Hizmi2026`; one band of them is held back to stop by. What is missing is done first,
+    over training cells :cite:`Hizmi2026`; some squares of them are held back to stop by. What is missing is done first,
     with one log line a step: image features, expression features, neighborhoods, and the teacher,
     :func:`nichekd.tl.nolan` with ``K`` niches. A split is not made: without one, all cells train.
 
@@ -105,7 +107,6 @@ def distill(
     """
     from nichekd.models import NeighborhoodConfig, NicheStudent
     from nichekd.models._student import StudentConfig
-    from nichekd.tl._batches import validation_part
     from nichekd.tl._fit import FitSettings, fit_student
     from nichekd.tl._predict_niches import write_student_niches
 
@@ -125,12 +126,12 @@ def distill(
     tau = _temperature(temperature, target, train)
     fit = fit or FitSettings()
     rng = np.random.default_rng(seed)
-    fitted, held_back = validation_part(index.xy, train, share=fit.validation, margin=index.radius, rng=rng)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = NicheStudent(
             StudentConfig(
-                network=NeighborhoodConfig.preset(preset, features.shape[1]),
+                n_features=features.shape[1],
+                network=NeighborhoodConfig.preset(preset, min(fit.n_components, features.shape[1])),
                 niche_names=target.names,
                 niche_colors=target.colors,
                 radius=index.radius,
@@ -139,16 +140,15 @@ def distill(
                 training={"n_cells": len(train), "seed": seed, "teacher": teacher if isinstance(teacher, str) else "array"},
             )
         )
-    student.standardize.fit(features[train[i : i + 8192]] for i in range(0, len(train), 8192))
-    history = fit_student(
-        student, index, features, target.logits, train=fitted, validation=held_back, fit=fit, seed=seed, device=device
-    )
+    sample = train if len(train) <= WHITEN_CELLS else np.sort(rng.choice(train, WHITEN_CELLS, replace=False))
+    student.whiten.fit(np.asarray(features[sample]), seed=seed)
+    history = fit_student(student, index, features, target.logits, train, fit=fit, seed=seed, device=device)
     student.history = history.columns
     write_student_niches(adata, student, index, features, device=device)
     record(
         adata, "distill", seconds=time.perf_counter() - started, K=student.n_niches, use_rep=use_rep,
         teacher=teacher if isinstance(teacher, str) else "array", temperature=tau, seed=seed, preset=preset,
-        n_train=len(fitted), n_validation=len(held_back), history=history.arrays(),
+        n_train=len(train), history=history.arrays(),
     )  # fmt: skip
     return student
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from nichekd._settings import settings as package_settings
 from nichekd.models._distillation import distillation_loss
 from nichekd.models._neighborhood_batch import random_rotations
-from nichekd.tl._batches import spatial_batches
+from nichekd.tl._batches import spatial_batches, validation_part
 from nichekd.tl._prediction import predict_logits
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ class FitSettings:
     patience
         Epochs without a lower validation loss after which training stops.
     validation
-        Share of the training cells held back, as one band of tissue; 0 trains on all for ``max_epochs``.
+        Share of the training cells held back, as squares of tissue; 0 trains on all for ``max_epochs``.
+    n_components
+        Principal components of the features that the student reads, see :class:`nichekd.models.Whiten`.
     feature_dropout
         Share of feature dimensions that a step does without.
     rotate
@@ -58,6 +60,7 @@ class FitSettings:
     warmup: float = 0.1
     patience: int = 8
     validation: float = 0.1
+    n_components: int = 64
     feature_dropout: float = 0.1
     rotate: bool = True
 
@@ -97,60 +100,107 @@ def fit_student(
     index: NeighborhoodIndex,
     features: Any,
     targets: NDArray[np.floating],
-    *,
     train: NDArray[np.integer],
-    validation: NDArray[np.integer],
+    *,
     fit: FitSettings,
     seed: int,
     device: str | None = None,
 ) -> History:
-    """Train ``student`` in place on ``targets`` (n, K), the teacher's logits; keeps the weights that validated best.
+    """Train ``student`` in place on ``targets`` (n, K), the teacher's logits, of the cells ``train``.
+
+    A first run, with some squares of tissue held back, finds how many epochs do; a second one, from the same start,
+    takes as many on all of ``train``. With nothing to hold back there is one run of ``max_epochs``.
 
     Parameters
     ----------
     index, features
         Neighborhoods, and feature rows (n, F) in memory or lazy.
-    train, validation
-        Cells to train on and to stop by; with none of the latter the last weights are kept.
+    fit, seed, device
+        Settings, seed, and Fabric's accelerator.
+
+    Returns
+    -------
+    The history of the first run.
     """
     fabric = make_fabric(device)
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
-    network, optimizer = fabric.setup(student, optimizer)
-    steps_per_epoch = max(1, round(len(train) / fit.batch_size))
-    n_epochs = max(fit.max_epochs, math.ceil(fit.min_steps / steps_per_epoch))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step / (n_epochs * steps_per_epoch), fit.warmup)
-    )
-    history, best, best_epoch = History(), math.inf, 0
-    best_state = copy.deepcopy(student.state_dict())
-    for epoch in tqdm(range(n_epochs), desc="distil", unit="epoch", disable=not package_settings.progress):
-        student.train()
-        losses = []
-        for cells in spatial_batches(index.xy, train, fit.batch_size, rng):
-            batch = augment(index.batch(cells, features), fit, generator).to(fabric.device)
-            target = torch.as_tensor(targets[cells], dtype=torch.float32, device=fabric.device)
-            loss = distillation_loss(network(batch), target, student.config.temperature)
-            optimizer.zero_grad(set_to_none=True)
-            fabric.backward(loss)
-            fabric.clip_gradients(network, optimizer, max_norm=fit.clip)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-        entry = {"epoch": epoch + 1, "train_loss": torch.stack(losses).mean().item()}
-        if len(validation):
-            logits = predict_logits(student, index, features, validation, device=fabric.device)
-            entry |= validation_scores(logits, targets[validation], student.config.temperature)
-        history.add(**entry)
-        score = entry.get("validation_loss", -float(epoch))
-        if score < best:
-            best, best_epoch, best_state = score, epoch, copy.deepcopy(student.state_dict())
-        elif epoch - best_epoch >= fit.patience and (epoch + 1) * steps_per_epoch >= fit.min_steps:
-            break
-    student.load_state_dict(best_state)
+    rng = np.random.default_rng(seed)
+    fitted, held_back = validation_part(index.xy, train, share=fit.validation, margin=index.radius, rng=rng)
+    start = copy.deepcopy(student.state_dict())
+    run = _Run(fabric, student, index, features, targets, fit, seed)
+    history = run.epochs(fitted, held_back)
+    if len(held_back):
+        n_epochs = int(np.argmin(history.columns["validation_loss"])) + 1
+        student.load_state_dict(start)
+        run.epochs(train, held_back[:0], n_epochs=n_epochs)
+        log.info("student: lowest validation loss after %d epochs, trained as long on all cells", n_epochs)
     student.eval().to("cpu")
-    log.info("student: %d epochs, best at %d", len(history.columns["epoch"]), best_epoch + 1)
     return history
+
+
+class _Run:
+    """What the epochs of one training share."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        student: NicheStudent,
+        index: NeighborhoodIndex,
+        features: Any,
+        targets: NDArray[np.floating],
+        fit: FitSettings,
+        seed: int,
+    ) -> None:
+        self.fabric, self.student, self.index, self.features = fabric, student, index, features
+        self.targets, self.fit, self.seed = targets, fit, seed
+
+    def epochs(
+        self, train: NDArray[np.integer], validation: NDArray[np.integer], *, n_epochs: int | None = None
+    ) -> History:
+        """Train until the validation loss has not fallen for ``patience`` epochs, or for ``n_epochs``."""
+        fit, history = self.fit, History()
+        steps = max(1, round(len(train) / fit.batch_size))
+        limit = max(fit.max_epochs, math.ceil(fit.min_steps / steps))
+        optimizer = torch.optim.AdamW(self.student.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
+        network, optimizer = self.fabric.setup(self.student, optimizer)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step / (limit * steps), fit.warmup)
+        )
+        rng, generator = np.random.default_rng(self.seed), torch.Generator().manual_seed(self.seed)
+        name = "distil" if n_epochs is None else "distil, all cells"
+        total = n_epochs or limit
+        for epoch in tqdm(range(total), desc=name, unit="epoch", disable=not package_settings.progress):
+            self.student.train()
+            losses = []
+            for cells in spatial_batches(self.index.xy, train, fit.batch_size, rng):
+                loss = self.loss(network, cells, generator)
+                optimizer.zero_grad(set_to_none=True)
+                self.fabric.backward(loss)
+                self.fabric.clip_gradients(network, optimizer, max_norm=fit.clip)
+                optimizer.step()
+                schedule.step()
+                losses.append(loss.detach())
+            history.add(epoch=epoch + 1, train_loss=torch.stack(losses).mean().item(), **self.scores(validation))
+            if len(validation) and self.is_over(history.columns["validation_loss"], steps):
+                break
+        return history
+
+    def loss(self, network: Any, cells: NDArray[np.integer], generator: torch.Generator) -> torch.Tensor:
+        """Of one batch."""
+        batch = augment(self.index.batch(cells, self.features), self.fit, generator).to(self.fabric.device)
+        target = torch.as_tensor(self.targets[cells], dtype=torch.float32, device=self.fabric.device)
+        return distillation_loss(network(batch), target, self.student.config.temperature)
+
+    def scores(self, validation: NDArray[np.integer]) -> dict[str, float]:
+        """Of the validation cells, where there are any."""
+        if not len(validation):
+            return {}
+        logits = predict_logits(self.student, self.index, self.features, validation, device=self.fabric.device)
+        return validation_scores(logits, self.targets[validation], self.student.config.temperature)
+
+    def is_over(self, losses: list[float], steps: int) -> bool:
+        """Whether patience is at its end."""
+        since_best = len(losses) - 1 - int(np.argmin(losses))
+        return since_best >= self.fit.patience and len(losses) * steps >= self.fit.min_steps
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:

@@ -132,9 +132,9 @@ def check_features(adata: AnnData, student: NicheStudent, use_rep: str, n_featur
                 f"obsm[{use_rep!r}] was made at {float(found['mpp']):.4g} µm per pixel; the student was trained at "
                 f"{float(expected['mpp']):.4g}. {advice}"
             )
-    if n_features != student.config.network.n_features:
+    if n_features != student.config.n_features:
         raise ValueError(
-            f"obsm[{use_rep!r}] has {n_features} features; the student reads {student.config.network.n_features}. "
+            f"obsm[{use_rep!r}] has {n_features} features; the student reads {student.config.n_features}. "
             f"{advice}"
         )
 

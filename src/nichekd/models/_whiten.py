@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# a component that varies this little beside the first is rounding, and would be blown up to unit variance
+SMALLEST = 1e-4
+
+
+class Whiten(nn.Module):
+    """Features as their leading principal components, each of mean 0 and variance 1 on the training cells.
+
+    A thousand correlated image features and a few thousand cells invite a network to learn the cells by heart; the
+    leading components hold what varies over tissue. With as many components as features it is a plain rotation.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, n_features: int, n_components: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("components", torch.zeros(n_features, n_components))
+
+    def fit(self, sample: NDArray[np.floating], *, seed: int = 0) -> Whiten:
+        """Take mean, standard deviation and components from ``sample``, (n, F) training cells.
+
+        Features are standardised before the components are found. Components that a small sample can't have stay 0.
+        """
+        from sklearn.decomposition import PCA
+
+        rows = np.asarray(sample, dtype=np.float32)
+        mean = rows.mean(0, dtype=np.float64)
+        sd = rows.std(0, dtype=np.float64)
+        varies = sd > 1e-6 * np.maximum(np.abs(mean), 1)
+        scale = np.where(varies, 1 / np.where(varies, sd, 1), 0)
+        n_components = min(self.components.shape[1], len(rows) - 1, int(varies.sum()))
+        matrix = np.zeros(self.components.shape)
+        if n_components:
+            pca = PCA(n_components, svd_solver="randomized" if n_components < 0.8 * min(rows.shape) else "full")
+            pca.set_params(random_state=seed).fit((rows - mean) * scale)
+            spread = np.sqrt(pca.explained_variance_)
+            kept = spread > SMALLEST * spread[0]
+            matrix[:, :n_components] = scale[:, None] * pca.components_.T * np.where(kept, 1 / np.maximum(spread, 1e-12), 0)
+        self.mean.copy_(torch.from_numpy(mean))
+        self.components.copy_(torch.from_numpy(matrix))
+        return self
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(M, F) → (M, n_components)."""
+        return (features - self.mean) @ self.components

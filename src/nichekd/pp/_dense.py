@@ -1,0 +1,127 @@
+"""Cells read off the feature maps of overlapping tiles: the slide is encoded once, however close the cells lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nichekd.pp._crops import read_ahead
+from nichekd.pp._encode import as_float16, one_behind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from numpy.typing import NDArray
+
+    from nichekd.models import Encoder
+    from nichekd.models._precision import Precision
+    from nichekd.pp._crops import CropReader
+
+WINDOW = 0.25  # side of the window that is pooled around a cell, in tiles: 56 of 224 px, a cell and those it touches
+
+
+@dataclass(frozen=True)
+class DensePlan:
+    """Tiles on a grid, and for each cell what the tile with the nearest centre shows around it.
+
+    Parameters
+    ----------
+    reader
+        Crops around the cells, whose side is that of the tiles.
+    encoder
+        One that shows its feature map.
+    stride_px
+        Distance of the tiles' centres.
+    batch_size
+        Tiles encoded at once.
+    num_workers
+        Threads that read tiles.
+    """
+
+    reader: CropReader
+    encoder: Encoder
+    stride_px: int
+    batch_size: int = 64
+    num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride_px <= self.reader.crop_px:
+            raise ValueError(
+                f"stride_px={self.stride_px}; tiles of {self.reader.crop_px} px cover the slide with a stride of 1 to "
+                f"{self.reader.crop_px} px."
+            )
+
+    @cached_property
+    def n_features(self) -> int:
+        """Channels of the map, and features of a tile."""
+        from nichekd.models._dense import encode_map
+
+        self.encoder.check(self.reader.crop_px)
+        white = np.full((1, 3, self.reader.crop_px, self.reader.crop_px), 255, dtype=np.uint8)
+        maps, summary = encode_map(self.encoder, white, precision="32")
+        return maps.shape[1] + summary.shape[1]
+
+    @cached_property
+    def _grid(self) -> tuple[NDArray[np.int64], CropReader]:
+        """Tile of each cell, (n,), and the reader of the tiles that hold cells."""
+        squares, tile = np.unique(self.reader.centre_px // self.stride_px, axis=0, return_inverse=True)
+        last = np.subtract(self.reader.size_px, 1)
+        centres = np.minimum(squares * self.stride_px + self.stride_px // 2, last)
+        return tile.reshape(-1), self.reader.moved_to(centres)
+
+    @property
+    def n_tiles(self) -> int:
+        """Number of tiles that hold cells."""
+        return len(self._grid[1].centre_px)
+
+    def order(self) -> NDArray[np.int64]:
+        """Cells tile by tile, a permutation, (n,)."""
+        tile, tiles = self._grid
+        rank = np.empty(self.n_tiles, dtype=np.int64)
+        rank[tiles.order()] = np.arange(self.n_tiles)
+        return np.argsort(rank[tile], kind="stable")
+
+    def encoded(
+        self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+        """Cells and their features, (b,) and (b, F), along ``order``, which is one of :meth:`order`.
+
+        Batches of tiles are the same whether or not the first ``n_done`` cells are left out.
+        """
+        tile, tiles = self._grid
+        starts = np.flatnonzero(_is_new(tile[order]))[:: self.batch_size]  # each of so many tiles
+        stops = np.append(starts[1:], len(order))
+        spans = [(start, stop) for start, stop in zip(starts, stops, strict=True) if stop > n_done]
+
+        def read(span: tuple[int, int]) -> tuple[int, NDArray[np.int64], NDArray[np.uint8]]:
+            cells = order[slice(*span)]
+            return max(n_done - span[0], 0), cells, tiles.read(tile[cells][_is_new(tile[cells])])
+
+        batches = read_ahead(read, spans, self.num_workers)
+        for cells, features in one_behind(
+            (cells[skip:], self._encode(cells, pixels, precision)[skip:]) for skip, cells, pixels in batches
+        ):
+            yield cells, as_float16(features, self.encoder.name)
+
+    def _encode(self, cells: NDArray[np.int64], pixels: NDArray[np.uint8], precision: Precision) -> torch.Tensor:
+        """What is around each cell, then its tile as a whole, (b, C + F)."""
+        import torch
+
+        from nichekd.models._dense import encode_map, pool_around
+
+        tile, tiles = self._grid
+        maps, summary = encode_map(self.encoder, pixels, precision=precision)
+        which = torch.from_numpy(np.cumsum(_is_new(tile[cells])) - 1).to(maps.device)
+        corner = tiles.centre_px[tile[cells]] - tiles.crop_px // 2
+        position = (self.reader.centre_px[cells] + 0.5 - corner) / tiles.crop_px  # (b, 2)
+        around = pool_around(maps, which, torch.from_numpy(position).to(maps), window=WINDOW)
+        return torch.cat([around, summary[which]], dim=1)
+
+
+def _is_new(tile: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where a run of cells of the same tile begins."""
+    return np.diff(tile, prepend=-1) != 0
