@@ -49,7 +49,7 @@ nitpick_ignore_regex = [
         r"(anndata|spatialdata|dask|geopandas|huggingface_hub|lightning|matplotlib|numpy|pandas|pathlib|scipy)\..*",
     ),
     ("py:.*", r"nichekd\..*\._.*|Ellipsis"),  # private types of public arguments
-    ("py:func", r"nichekd\.tl\.(calibrate|evaluate|gene_aware_encoder)"),  # not there yet
+    ("py:func", r"nichekd\.tl\.(calibrate|evaluate)"),  # not there yet
     ("py:.*", r"(scvi|shapely|torch|torchvision|xarray|collections|typing|np|pd|nn|da)\..*"),
 ]
 
@@ -88,6 +88,7 @@ nb_execution_in_temp = True  # a notebook writes files
 nb_execution_timeout = 1200
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # other libraries' warnings
 
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]

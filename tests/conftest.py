@@ -5,6 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from nichekd._memory import keep_freed_memory
+
+
+def pytest_configure() -> None:
+    keep_freed_memory()
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

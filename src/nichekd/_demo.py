@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nichekd._keys import Keys
 from nichekd._settings import settings
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 N_NICHES = (5, 10)
-METHODS = (Keys.NICHE, Keys.niche(Keys.HISTOLOGY_NOLAN), Keys.niche(Keys.HISTOLOGY_LEIDEN))
+FROZEN = "niche_frozen_encoder"  # the paper's student, on the encoder as it comes
+METHODS = (Keys.NICHE, FROZEN, Keys.niche(Keys.HISTOLOGY_NOLAN), Keys.niche(Keys.HISTOLOGY_LEIDEN))
 RESULT, STUDENT, FIGURE, TABLE = "result.zarr", "student", "niches.png", "agreement.csv"
 
 
@@ -124,6 +125,7 @@ class _Chain:
             has_bar=True,
         )
         yield Step("Neighborhoods", partial(pp.neighborhoods, self.sdata))
+        yield Step("Encoder that has seen genes", self.train_encoder, has_bar=True)
 
     def niches(self, K: int) -> Iterator[Step]:
         """Teacher, student and baselines with K niches, and how they agree."""
@@ -132,16 +134,28 @@ class _Chain:
         seed = self.seed
         yield Step(f"Teacher, from expression, K={K}", partial(tl.nolan, self.sdata, K, seed=seed), has_bar=True)
         yield Step(f"Student, from H&E, K={K}", partial(self.distill, K), has_bar=True)
+        frozen: dict[str, Any] = {"use_rep": Keys.features(self.encoder), "seed": seed}
         yield Step(
-            f"Baseline: NOLAN on H&E, K={K}", partial(tl.histology_nolan, self.sdata, K, seed=seed), has_bar=True
+            f"Student on the frozen encoder, K={K}",
+            partial(tl.distill, self.sdata, K, key_added=FROZEN, **frozen),
+            has_bar=True,
         )
-        yield Step(f"Baseline: Leiden on H&E, K={K}", partial(tl.histology_leiden, self.sdata, K, seed=seed))
+        yield Step(f"Baseline: NOLAN on H&E, K={K}", partial(tl.histology_nolan, self.sdata, K, **frozen), has_bar=True)
+        yield Step(f"Baseline: Leiden on H&E, K={K}", partial(tl.histology_leiden, self.sdata, K, **frozen))
         yield Step(f"Agreement on the test strip, K={K}", partial(self.judge, K))
 
     def write(self) -> Iterator[Step]:
         """The files."""
         yield Step("Figure", self.draw)
         yield Step("Files", self.save)
+
+    def train_encoder(self) -> None:
+        """Image features of an encoder trained on the training cells' expression, from the frozen one's weights."""
+        from nichekd import pp, tl
+
+        start = self.encoder if self.encoder == "efficientnet_lite0" else "small_cnn"
+        encoder = tl.gene_aware_encoder(self.sdata, encoder=start, seed=self.seed)
+        pp.histology_features(self.sdata, encoder=encoder)
 
     def distill(self, K: int) -> None:
         """Keep the student, for :meth:`save`."""

@@ -49,6 +49,12 @@ class Keys:
         return f"niche_{name}"
 
     @staticmethod
+    def student(niche: str) -> tuple[str, str, str]:
+        """Keys of a student's logits, probabilities and entropy, beside its labels ``obs[niche]``."""
+        name = "student" if niche == Keys.NICHE else niche.removeprefix("niche_")
+        return f"{name}_logits", f"{name}_proba", f"{niche}_entropy"
+
+    @staticmethod
     def features(encoder: str) -> str:
         """``obsm`` key of an encoder's features: ``X_<encoder>``."""
         return f"{Keys.FEATURES_PREFIX}{encoder}"

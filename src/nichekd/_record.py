@@ -40,3 +40,12 @@ def _storable(value: Any) -> Any:
     if isinstance(value, (bool, int, float, str, np.ndarray, np.generic)):
         return value
     return str(value)
+
+
+def plain(value: Any) -> Any:
+    """``value`` in Python's own types, as JSON takes them: what a reload of h5ad turned into numpy's goes back."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return [plain(v) for v in value.tolist()]
+    return value.item() if isinstance(value, np.generic) else value

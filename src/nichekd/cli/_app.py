@@ -41,6 +41,9 @@ def main(
 
     `nichekd demo` shows all of it on a small real section that ships with the package.
     """
+    from nichekd._memory import keep_freed_memory
+
+    keep_freed_memory()
 
 
 for command in (demo, features, distill, predict):

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,6 +23,10 @@ def features(
             "--crop-mpp", help="Resample crops to this µm per pixel. Default: the image's.", show_default=False
         ),
     ] = None,
+    mode: Annotated[
+        Literal["crop", "dense"],
+        typer.Option("--mode", help="A crop a cell, or tiles encoded once and read off around each cell."),
+    ] = "crop",
     store: Annotated[
         Path | None,
         typer.Option(
@@ -56,6 +60,7 @@ def features(
         weights=weights,
         crop_px=crop_px,
         mpp=crop_mpp,
+        mode=mode,
         store=store,
         batch_size=batch_size,
         device=device,

@@ -11,5 +11,5 @@ from ._nolan import NolanNetwork as NolanNetwork
 from ._nolan import NolanSettings as NolanSettings
 from ._student import NicheStudent as NicheStudent
 from ._student import StudentConfig as StudentConfig
-from ._whiten import Whiten as Whiten
 from ._weights import EncoderAccessError as EncoderAccessError
+from ._whiten import Whiten as Whiten

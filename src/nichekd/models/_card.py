@@ -57,7 +57,9 @@ def student_card(config: StudentConfig) -> str:
     features = config.features
     encoder = str(features.get("encoder", "not recorded"))
     license_name = str(features.get("license", "not recorded"))
-    crop = f"{features['crop_px']} px at {float(features['mpp']):.4g} µm/px" if "crop_px" in features else "not recorded"
+    crop = (
+        f"{features['crop_px']} px at {float(features['mpp']):.4g} µm/px" if "crop_px" in features else "not recorded"
+    )
     training = ", ".join(f"{name}: {value}" for name, value in config.training.items()) or "not recorded"
     return TEMPLATE.format(
         license_id="cc-by-nc-nd-4.0" if encoder == "uni2" else "other",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 CHECKSUM = "sha256"
@@ -26,6 +27,8 @@ def write_folder(
     FileExistsError
         If ``folder`` is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; name a folder to write to.")
     folder.mkdir(parents=True, exist_ok=True)
     ((weights_name, state),) = weights.items()
     ((config_name, values),) = config.items()
@@ -44,9 +47,13 @@ def read_folder(folder: Path, *, config: str, weights: str) -> tuple[dict[str, A
     ------
     FileNotFoundError
         If the folder or a file is missing.
+    NotADirectoryError
+        If ``folder`` is a file.
     ValueError
         If a file can't be read, or the weights are not those the config was written with.
     """
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file; name the folder that holds it.")
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     missing = [name for name in (config, weights) if not (folder / name).is_file()]

@@ -71,7 +71,7 @@ class GeneAwareNetwork(nn.Module):
 
     Maps of the backbone at strides 8, 16 and 32 are added up at stride 8, from the coarsest down. A cell's embedding
     is read off there, at its centre, so that one crop teaches with all the cells it shows rather than with one.
-    A crop's feature is that of its centre: the embedding, and the expression predicted from it.
+    A crop's feature is the embedding of its centre.
 
     Parameters
     ----------
@@ -124,14 +124,9 @@ class GeneAwareNetwork(nn.Module):
         return self.targets(embedding), self.clusters(embedding)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Features at the centres, (b, n_targets + n_clusters): what the cell is predicted to express.
-
-        The last hidden layer is left out on purpose: it remembers single training cells, and what is learned from it
-        there does not hold elsewhere.
-        """
+        """Embeddings of the centres, (b, d_model): what the targets are predicted from."""
         centre = crops.new_tensor([crops.shape[-1] / 2, crops.shape[-2] / 2], dtype=torch.float32)
-        targets, clusters = self.predict(self.at(crops, centre.expand(len(crops), 1, 2))[:, 0])
-        return torch.cat([targets, clusters.softmax(-1)], dim=-1)
+        return self.at(crops, centre.expand(len(crops), 1, 2))[:, 0]
 
 
 def build_backbone(name: str) -> tuple[nn.Module, list[int]]:
@@ -150,7 +145,7 @@ def build_backbone(name: str) -> tuple[nn.Module, list[int]]:
     probe = timm.create_model(name, features_only=True, pretrained=False)
     strides = probe.feature_info.reduction()
     wanted = [i for i, stride in enumerate(strides) if stride in (8, 16, 32)]
-    if len(wanted) != 3:
+    if [strides[i] for i in wanted] != [8, 16, 32]:
         raise ValueError(
             f"{name!r} has feature maps at strides {strides}; a gene-aware encoder needs 8, 16 and 32. Take a "
             "convolutional network, e.g. 'efficientnet_lite0'."

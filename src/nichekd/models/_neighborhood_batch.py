@@ -63,7 +63,7 @@ class NeighborhoodIndex:
 
     indptr: NDArray[np.integer]
     indices: NDArray[np.integer]
-    xy: NDArray[np.float32]
+    xy: NDArray[np.float64]
     radius: float
 
     @classmethod
@@ -109,5 +109,5 @@ def random_rotations(n: int, generator: torch.Generator) -> Tensor:
 
 
 def random_signs(n: int, generator: torch.Generator) -> Tensor:
-    """n times 1 or -1, (n,)."""
+    """N times 1 or -1, (n,)."""
     return torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)

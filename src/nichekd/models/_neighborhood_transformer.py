@@ -15,6 +15,7 @@ from nichekd.models._positional import FrequencyEncoding
 if TYPE_CHECKING:
     from nichekd.models._neighborhood_batch import NeighborhoodBatch
 
+Architecture = Literal["transformer", "pooling"]
 Preset = Literal["base", "small", "pooling"]
 
 
@@ -38,7 +39,7 @@ class NeighborhoodConfig:
     """
 
     n_features: int
-    architecture: Literal["transformer", "pooling"] = "transformer"
+    architecture: Architecture = "transformer"
     d_model: int = 256
     n_layers: int = 4
     n_heads: int = 8
@@ -47,6 +48,13 @@ class NeighborhoodConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.architecture not in get_args(Architecture):
+            raise ValueError(
+                f"There is no architecture {self.architecture!r}; there are {list(get_args(Architecture))}."
+            )
+        for name in ("n_features", "d_model", "n_layers", "n_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; it has to be at least 1.")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}.")
 
@@ -81,7 +89,8 @@ class NeighborhoodTransformer(nn.Module):
         d = config.d_model
         self.project = nn.Linear(config.n_features, d)
         self.encode_offset = FrequencyEncoding(config.n_frequencies)
-        self.project_offset = nn.Linear(self.encode_offset.n_features, d, bias=False)
+        n_offset = self.encode_offset.n_features
+        self.project_offset = nn.Linear(n_offset, d, bias=False) if n_offset else None
         self.cls = nn.Parameter(torch.zeros(d))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(d)
@@ -90,7 +99,9 @@ class NeighborhoodTransformer(nn.Module):
     def forward(self, batch: NeighborhoodBatch) -> Tensor:
         """Embeddings, (B, d)."""
         cells = self.project(batch.features)  # (M, d)
-        tokens = cells[batch.token] + self.project_offset(self.encode_offset(batch.offset))  # (B, L, d)
+        tokens = cells[batch.token]  # (B, L, d)
+        if self.project_offset is not None:
+            tokens = tokens + self.project_offset(self.encode_offset(batch.offset))
         x = torch.cat([self.cls.expand(len(tokens), 1, -1), tokens], dim=1)  # (B, 1 + L, d)
         mask = F.pad(batch.mask, (1, 0), value=True)[:, None, None, :]  # (B, 1, 1, 1 + L)
         for block in self.blocks[:-1]:
@@ -149,12 +160,11 @@ class NeighborhoodPooling(nn.Module):
         self.offset_key = nn.Parameter(torch.empty(self.n_heads, d // self.n_heads, n_offset))
         self.offset_value = nn.Parameter(torch.empty(self.n_heads, d // self.n_heads, n_offset))
         self.out = nn.Linear(d, d)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(d), mlp(d, config)) for _ in range(max(config.n_layers, 1))
-        )
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(d), mlp(d, config)) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(d)
-        for weight in (self.offset_key, self.offset_value):
-            nn.init.trunc_normal_(weight, std=0.02)
+        if n_offset:
+            for weight in (self.offset_key, self.offset_value):
+                nn.init.trunc_normal_(weight, std=0.02)
 
     def forward(self, batch: NeighborhoodBatch) -> Tensor:
         """Embeddings, (B, d)."""

@@ -180,11 +180,11 @@ class NolanLoss(nn.Module):
 
 def sinkhorn(scores: Tensor, n_iterations: int = 3) -> Tensor:
     """Distributions over prototypes, (B, K), in which a batch uses every prototype alike :cite:`Caron2020`."""
-    q = (scores - scores.max()).exp()
+    log_q = scores  # in logarithms: a dying prototype's column may be too small for float32
     for _ in range(n_iterations):
-        q = q / q.sum(0, keepdim=True).clamp_min(1e-12)
-        q = q / q.sum(1, keepdim=True).clamp_min(1e-12)
-    return q
+        log_q = F.log_softmax(log_q, dim=0)
+        log_q = F.log_softmax(log_q, dim=1)
+    return log_q.exp()
 
 
 class MeanTeacher:

@@ -82,9 +82,18 @@ class StudentConfig:
                 "it is damaged. Fetch the student's folder again."
             )
         values = {k: v for k, v in values.items() if k != "format"}
-        network = NeighborhoodConfig(**values.pop("network"))
+        network = _network_config(values.pop("network"))
         names, colors = tuple(values.pop("niche_names")), tuple(values.pop("niche_colors"))
         return cls(network=network, niche_names=names, niche_colors=colors, **values)
+
+
+def _network_config(values: Any) -> NeighborhoodConfig:
+    known = {f.name for f in fields(NeighborhoodConfig)}
+    if not isinstance(values, dict) or set(values) != known:
+        raise ValueError(
+            f"The network of {CONFIG} is {values!r}; it has to name {sorted(known)}. Fetch the student's folder again."
+        )
+    return NeighborhoodConfig(**values)
 
 
 class NicheStudent(
@@ -142,11 +151,15 @@ class NicheStudent(
         Raises
         ------
         FileExistsError
-            If ``path`` is a file.
+            If ``path`` is a file, or holds the encoder of another student.
         """
         folder = Path(path)
+        if self.encoder is None and (folder / ENCODER).exists():
+            raise FileExistsError(
+                f"{folder / ENCODER} would be taken for this student's encoder, and it has none; name another folder."
+            )
         write_folder(
-            folder, weights={WEIGHTS: self._own_state()}, config={CONFIG: self.config.to_dict()}, card=self.card()
+            folder, weights={WEIGHTS: self._weights()}, config={CONFIG: self.config.to_dict()}, card=self.card()
         )
         if self.encoder is not None:
             self.encoder.save(folder / ENCODER)
@@ -160,24 +173,24 @@ class NicheStudent(
         ------
         FileNotFoundError
             If the folder or one of its files is missing.
+        NotADirectoryError
+            If ``path`` is a file.
         ValueError
             If a file is damaged, or weights and config don't fit each other.
         """
         folder = Path(path)
         config, state = read_folder(folder, config=CONFIG, weights=WEIGHTS)
-        encoder = None
+        student = cls(StudentConfig.from_dict(config))
+        try:
+            student.load_state_dict(state)
+        except RuntimeError as err:
+            raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {err}") from err
         if (folder / ENCODER).is_dir():
             from nichekd.models._encoder import Encoder
 
-            encoder = Encoder.load(folder / ENCODER)
-        student = cls(StudentConfig.from_dict(config), encoder=encoder)
-        wrong = set(student._own_state()) ^ set(state)
-        if wrong:
-            raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {sorted(wrong)[:5]} are on one side only.")
-        try:
-            student.load_state_dict(state, strict=False)
-        except RuntimeError as err:
-            raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {err}") from err
+            student.encoder = Encoder.load(folder / ENCODER)
+            if student.encoder.fingerprint != student.config.features.get("fingerprint"):
+                raise ValueError(f"{folder / ENCODER} is not the encoder of this student; fetch its folder again.")
         return student.eval()
 
     def card(self) -> str:
@@ -186,9 +199,9 @@ class NicheStudent(
 
         return student_card(self.config)
 
-    def _own_state(self) -> dict[str, Tensor]:
-        """Weights without the encoder's, which has files of its own."""
-        return {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+    def _weights(self) -> dict[str, Tensor]:
+        """Without the encoder's, which is no submodule and has files of its own."""
+        return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)

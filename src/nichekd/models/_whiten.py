@@ -17,14 +17,23 @@ class Whiten(nn.Module):
     """Features as their leading principal components, each of mean 0 and variance 1 on the training cells.
 
     A thousand correlated image features and a few thousand cells invite a network to learn the cells by heart; the
-    leading components hold what varies over tissue. With as many components as features it is a plain rotation.
+    leading components hold what varies over tissue.
+
+    Parameters
+    ----------
+    n_features, n_components
+        Features in, and components out.
+    equal
+        Give all components variance 1; else they keep the ratio of their variances, whose mean is 1, so that
+        distances between cells stay what they are, as clustering needs.
     """
 
     mean: Tensor
     components: Tensor
 
-    def __init__(self, n_features: int, n_components: int) -> None:
+    def __init__(self, n_features: int, n_components: int, *, equal: bool = True) -> None:
         super().__init__()
+        self.equal = equal
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("components", torch.zeros(n_features, n_components))
 
@@ -43,11 +52,12 @@ class Whiten(nn.Module):
         n_components = min(self.components.shape[1], len(rows) - 1, int(varies.sum()))
         matrix = np.zeros(self.components.shape)
         if n_components:
-            pca = PCA(n_components, svd_solver="randomized" if n_components < 0.8 * min(rows.shape) else "full")
-            pca.set_params(random_state=seed).fit((rows - mean) * scale)
+            solver = "randomized" if n_components < 0.8 * min(rows.shape) else "full"
+            pca = PCA(n_components, svd_solver=solver, random_state=seed).fit((rows - mean) * scale)
             spread = np.sqrt(pca.explained_variance_)
-            kept = spread > SMALLEST * spread[0]
-            matrix[:, :n_components] = scale[:, None] * pca.components_.T * np.where(kept, 1 / np.maximum(spread, 1e-12), 0)
+            spread = spread[spread > SMALLEST * spread[0]]  # they come in descending order
+            unit = spread if self.equal else np.sqrt((spread**2).mean())
+            matrix[:, : len(spread)] = scale[:, None] * pca.components_[: len(spread)].T / unit
         self.mean.copy_(torch.from_numpy(mean))
         self.components.copy_(torch.from_numpy(matrix))
         return self

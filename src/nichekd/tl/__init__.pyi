@@ -1,9 +1,9 @@
 from ._agreement import agreement as agreement
-from ._calibrate import calibrate as calibrate
 from ._composition_divergence import composition_divergence as composition_divergence
 from ._distill import distill as distill
-from ._evaluate import evaluate as evaluate
+from ._fit import FitSettings as FitSettings
 from ._gene_aware_encoder import gene_aware_encoder as gene_aware_encoder
+from ._gene_aware_fit import GeneAwareSettings as GeneAwareSettings
 from ._histology_leiden import histology_leiden as histology_leiden
 from ._histology_nolan import histology_nolan as histology_nolan
 from ._match_niches import match_niches as match_niches

@@ -14,9 +14,7 @@ STARTS = 20
 SAMPLE = 50_000
 
 
-def consensus_partition(
-    members: Sequence[NDArray[np.floating]], temperature: float, *, seed: int
-) -> NDArray[np.int32]:
+def consensus_partition(members: Sequence[NDArray[np.floating]], temperature: float, *, seed: int) -> NDArray[np.int32]:
     """One partition into K out of several: k-means of the members' probabilities side by side.
 
     Cells that most members put together lie close there, however each member numbers its niches.

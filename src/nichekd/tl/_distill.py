@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nichekd._keys import Keys, Split
-from nichekd._record import notes, record
+from nichekd._record import notes, plain, record
 from nichekd._resolve import get_table, split_of
 from nichekd.tl._inputs import check_n_niches, features_of, image_rep, neighborhood_index
 from nichekd.tl._teacher import Teacher, resolve_teacher
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from spatialdata import SpatialData
 
-    from nichekd.models import NicheStudent
+    from nichekd.models import Encoder, NicheStudent
     from nichekd.models._neighborhood_transformer import Preset
     from nichekd.tl._fit import FitSettings
 
@@ -36,6 +36,7 @@ def distill(
     split_key: str = Keys.SPLIT,
     temperature: float | Literal["auto"] = "auto",
     seed: int = 0,
+    key_added: str = Keys.NICHE,
     preset: Preset = "pooling",
     fit: FitSettings | None = None,
     device: str | None = None,
@@ -70,6 +71,9 @@ def distill(
         0.3 log K.
     seed
         Same seed, same CPU, same labels.
+    key_added
+        ``obs`` key of the labels; with another than ``"niche"``, say ``"niche_old"``, the others are ``old_logits``,
+        ``old_proba`` and ``niche_old_entropy``.
     preset
         Sizes of the network, see :class:`nichekd.models.NeighborhoodConfig`.
     fit
@@ -107,7 +111,7 @@ def distill(
     """
     from nichekd.models import NeighborhoodConfig, NicheStudent
     from nichekd.models._student import StudentConfig
-    from nichekd.tl._fit import FitSettings, fit_student
+    from nichekd.tl._fit import FitSettings, fit_student, seeded
     from nichekd.tl._predict_niches import write_student_niches
 
     started = time.perf_counter()
@@ -116,7 +120,9 @@ def distill(
     use_rep = image_rep(data, use_rep, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     index = neighborhood_index(data, split_key=split_key, table_key=table_key)
-    target = _teacher_of(data, K, teacher, n_train=int(is_train.sum()), split_key=split_key, seed=seed, table_key=table_key)
+    target = _teacher_of(
+        data, K, teacher, n_train=int(is_train.sum()), split_key=split_key, seed=seed, table_key=table_key
+    )
     train = np.flatnonzero(is_train & target.teaches)
     if not len(train):
         raise ValueError(
@@ -126,8 +132,8 @@ def distill(
     tau = _temperature(temperature, target, train)
     fit = fit or FitSettings()
     rng = np.random.default_rng(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    described = plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {}))
+    with seeded(seed):
         student = NicheStudent(
             StudentConfig(
                 n_features=features.shape[1],
@@ -136,17 +142,22 @@ def distill(
                 niche_colors=target.colors,
                 radius=index.radius,
                 temperature=tau,
-                features=dict(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {})),
-                training={"n_cells": len(train), "seed": seed, "teacher": teacher if isinstance(teacher, str) else "array"},
-            )
+                features=described,
+                training={
+                    "n_cells": len(train),
+                    "seed": seed,
+                    "teacher": teacher if isinstance(teacher, str) else "array",
+                },
+            ),
+            encoder=_own_encoder(described),
         )
-    sample = train if len(train) <= WHITEN_CELLS else np.sort(rng.choice(train, WHITEN_CELLS, replace=False))
-    student.whiten.fit(np.asarray(features[sample]), seed=seed)
-    history = fit_student(student, index, features, target.logits, train, fit=fit, seed=seed, device=device)
+        sample = train if len(train) <= WHITEN_CELLS else np.sort(rng.choice(train, WHITEN_CELLS, replace=False))
+        student.whiten.fit(np.asarray(features[sample]), seed=seed)
+        history = fit_student(student, index, features, target.logits, train, fit=fit, seed=seed, device=device)
     student.history = history.columns
-    write_student_niches(adata, student, index, features, device=device)
+    write_student_niches(adata, student, index, features, device=device, key_added=key_added)
     record(
-        adata, "distill", seconds=time.perf_counter() - started, K=student.n_niches, use_rep=use_rep,
+        adata, "distill" if key_added == Keys.NICHE else f"distill_{key_added}", seconds=time.perf_counter() - started, K=student.n_niches, use_rep=use_rep,
         teacher=teacher if isinstance(teacher, str) else "array", temperature=tau, seed=seed, preset=preset,
         n_train=len(train), history=history.arrays(),
     )  # fmt: skip
@@ -191,3 +202,20 @@ def _temperature(temperature: float | Literal["auto"], target: Teacher, train: N
     if isinstance(temperature, str) or not np.isfinite(temperature) or temperature <= 0:
         raise ValueError(f"temperature={temperature!r}; it has to be positive, or 'auto'.")
     return float(temperature)
+
+
+def _own_encoder(described: dict[str, Any]) -> Encoder | None:
+    """The encoder of these features if it was trained here, so that no registry has it and it has to travel along."""
+    from nichekd.models import get_encoder
+    from nichekd.tl._gene_aware_encoder import NAME
+
+    if described.get("encoder") != NAME:
+        return None
+    try:
+        encoder = get_encoder(NAME)
+    except ValueError:
+        encoder = None
+    if encoder is None or encoder.fingerprint != described.get("fingerprint"):
+        log.warning("the gene-aware encoder of these features is not in this session: the student goes without it")
+        return None
+    return encoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from nichekd.tl._batches import spatial_batches, validation_part
 from nichekd.tl._prediction import predict_logits
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lightning.fabric import Fabric
     from numpy.typing import NDArray
 
@@ -79,6 +82,14 @@ class History:
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """For ``uns``."""
         return {name: np.asarray(values) for name, values in self.columns.items()}
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's global generator at ``seed`` within (dropout and initial weights draw from it), and as it was after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def make_fabric(device: str | None = None, **options: Any) -> Fabric:

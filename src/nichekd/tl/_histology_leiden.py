@@ -102,10 +102,9 @@ def histology_leiden(
     if len(rest):
         codes[rest] = _vote(components[train], labels, components[rest], n_neighbors)
     write_labels(adata, Keys.niche(key_added), codes, n_niches=max(n_niches, n_clusters))
-    record(
-        adata, "histology_leiden", seconds=time.perf_counter() - started, K=n_niches, use_rep=use_rep, seed=seed,
-        key_added=key_added, n_pcs=n_pcs, n_neighbors=n_neighbors, resolution=resolution, n_clusters=n_clusters,
-    )  # fmt: skip
+    parameters = {"K": n_niches, "use_rep": use_rep, "seed": seed, "key_added": key_added}
+    parameters |= {"n_pcs": n_pcs, "n_neighbors": n_neighbors, "resolution": resolution, "n_clusters": n_clusters}
+    record(adata, "histology_leiden", seconds=time.perf_counter() - started, **parameters)
     log.info("Leiden: %d clusters at resolution %.3g", n_clusters, resolution)
     return data if copy else None
 
@@ -129,20 +128,23 @@ def _components(features: Any, train: NDArray[np.integer], n_pcs: int, seed: int
 
 def _train_graph(components: NDArray[np.float32], n_neighbors: int, seed: int) -> Any:
     """Scanpy's weighted neighbor graph of the training cells, as igraph."""
+    import igraph
     import scanpy as sc
     from anndata import AnnData
+    from scipy.sparse import triu
 
     cells = AnnData(obsm={"X_pca": components})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="umap")
-        sc.pp.neighbors(
-            cells, n_neighbors=min(n_neighbors, len(components) - 1), use_rep="X_pca", random_state=seed
-        )
-    return sc._utils.get_igraph_from_adjacency(cells.obsp["connectivities"], directed=False)
+        sc.pp.neighbors(cells, n_neighbors=min(n_neighbors, len(components) - 1), use_rep="X_pca", random_state=seed)
+    edges = triu(cells.obsp["connectivities"], k=1, format="coo")
+    pairs = np.column_stack([edges.row, edges.col])
+    return igraph.Graph(n=cells.n_obs, edges=pairs, edge_attrs={"weight": edges.data})
 
 
 def leiden_with_k(graph: Any, k: int, seed: int) -> tuple[NDArray[np.int64], float]:
     """Leiden's partition into ``k`` clusters, or the nearest number found, and its resolution."""
+    import leidenalg
 
     def partition(resolution: float) -> NDArray[np.int64]:
         found = leidenalg.find_partition(
@@ -154,8 +156,6 @@ def leiden_with_k(graph: Any, k: int, seed: int) -> tuple[NDArray[np.int64], flo
             n_iterations=2,
         )
         return np.asarray(found.membership)
-
-    import leidenalg
 
     low, high = 1e-3, 1.0
     best, best_resolution = partition(high), high

@@ -73,7 +73,7 @@ def histology_nolan(
     ValueError
         If K is below 2 or above the number of training cells, or features are NaN.
     """
-    from nichekd.models import NeighborhoodConfig, NolanSettings
+    from nichekd.models import NolanSettings
     from nichekd.tl._nolan_fit import fit_nolan
 
     started = time.perf_counter()
@@ -84,15 +84,13 @@ def histology_nolan(
     use_rep = image_rep(data, use_rep, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     index = neighborhood_index(data, split_key=split_key, table_key=table_key)
-    config = NeighborhoodConfig.preset(preset, features.shape[1])
+    fit = fit or NolanSettings()
     result = fit_nolan(
-        config, n_niches, index, features, train,
-        fit=fit or NolanSettings(), seed=seed, device=device, name="histology-NOLAN",
-    )  # fmt: skip
+        preset, n_niches, index, features, train, fit=fit, seed=seed, device=device, name="histology-NOLAN"
+    )
     adata.obsm[Keys.logits(key_added)] = result.logits
     write_labels(adata, Keys.niche(key_added), result.logits.argmax(1), n_niches=n_niches)
-    record(
-        adata, "histology_nolan", seconds=time.perf_counter() - started, K=n_niches, use_rep=use_rep, seed=seed,
-        key_added=key_added, preset=preset, history=result.history.arrays(),
-    )  # fmt: skip
+    parameters = {"K": n_niches, "use_rep": use_rep, "seed": seed, "key_added": key_added, "preset": preset}
+    history = result.history.arrays()
+    record(adata, "histology_nolan", seconds=time.perf_counter() - started, **parameters, history=history)
     return data if copy else None

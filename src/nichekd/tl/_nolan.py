@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +16,15 @@ from nichekd.tl._write_niches import write_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from nichekd.models import NolanSettings
     from nichekd.models._neighborhood_transformer import Preset
 
 log = logging.getLogger(__name__)
+
+LIVE_SHARE = 0.8
 
 
 def nolan(
@@ -101,9 +105,9 @@ def nolan(
     >>> sdata = nk.datasets.simulate(n_cells=600, K=3, seed=0)
     >>> nk.tl.nolan(sdata, K=3, use_rep="X_expression")  # doctest: +SKIP
     """
-    from nichekd.models import NeighborhoodConfig, NolanSettings
+    from nichekd.models import NolanSettings
     from nichekd.tl._consensus import consensus_partition
-    from nichekd.tl._nolan_fit import fit_nolan, usage_entropy
+    from nichekd.tl._nolan_fit import fit_nolan
 
     started = time.perf_counter()
     data = working_copy(data, copy)
@@ -118,40 +122,36 @@ def nolan(
         pp.expression_features(data, split_key=split_key, seed=seed, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.expression_features")
     index = neighborhood_index(data, split_key=split_key, table_key=table_key)
-    config = NeighborhoodConfig.preset(preset, features.shape[1], **TEACHER_SIZES.get(preset, {}))
     fit = fit or NolanSettings()
+    train_one = partial(fit_nolan, preset, n_niches, index, features, train, fit=fit, device=device)
     start = None
     if n_seeds > 1:
-        members = [
-            fit_nolan(
-                config, n_niches, index, features, train,
-                fit=fit, seed=seed + i, device=device, name=f"nolan, seed {seed + i}",
-            ).logits[train]
-            for i in range(n_seeds)
-        ]  # fmt: skip
+        members = [train_one(seed=s, name=f"nolan, seed {s}").logits[train] for s in range(seed, seed + n_seeds)]
         start = consensus_partition(members, fit.teacher_temperature, seed=seed)
-    result = fit_nolan(config, n_niches, index, features, train, fit=fit, seed=seed, device=device, start=start)
+    result = train_one(seed=seed, start=start)
 
     labels = result.logits.argmax(1)
-    n_live = len(np.unique(labels[train]))
-    usage = usage_entropy(labels[train], n_niches)
-    if n_live < 0.8 * n_niches:
+    usage = _usage(labels[train], n_niches)
+    adata.obsm[Keys.logits(key_added)] = result.logits
+    write_labels(adata, Keys.niche(key_added), labels, n_niches=n_niches)
+    parameters = {"K": n_niches, "use_rep": use_rep, "key_added": key_added, "seed": seed, "n_seeds": n_seeds}
+    history = result.history.arrays()
+    seconds = time.perf_counter() - started
+    record(adata, "nolan", seconds=seconds, preset=preset, history=history, **parameters, **usage)
+    return data if copy else None
+
+
+def _usage(labels: NDArray[np.integer], n_niches: int) -> dict[str, float]:
+    """How many niches have training cells, and how evenly; warns where many have none."""
+    from nichekd.tl._nolan_fit import usage_entropy
+
+    n_live, entropy = len(np.unique(labels)), usage_entropy(labels, n_niches)
+    log.info("NOLAN: %d of %d niches live, usage entropy %.2f", n_live, n_niches, entropy)
+    if n_live < LIVE_SHARE * n_niches:
         warnings.warn(
             f"Only {n_live} of K={n_niches} niches have cells. Ask for fewer niches, or train longer: "
             "fit=nk.models.NolanSettings(n_steps=…).",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    adata.obsm[Keys.logits(key_added)] = result.logits
-    write_labels(adata, Keys.niche(key_added), labels, n_niches=n_niches)
-    record(
-        adata, "nolan", seconds=time.perf_counter() - started, K=n_niches, use_rep=use_rep, key_added=key_added,
-        seed=seed, n_seeds=n_seeds, preset=preset, n_live=n_live, usage_entropy=usage,
-        history=result.history.arrays(),
-    )  # fmt: skip
-    log.info("NOLAN: %d of %d niches live, usage entropy %.2f", n_live, n_niches, usage)
-    return data if copy else None
-
-
-# ten expression components need no wide network; the crop of a teacher is drawn six times a step
-TEACHER_SIZES = {"pooling": {"d_model": 64, "mlp_ratio": 2.0}}
+    return {"n_live": n_live, "usage_entropy": entropy}

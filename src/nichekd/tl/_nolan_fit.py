@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from nichekd._settings import settings as package_settings
+from nichekd.models._neighborhood_transformer import NeighborhoodConfig
 from nichekd.models._nolan import MeanTeacher, NolanLoss, NolanNetwork, ViewMaker, cosine
-from nichekd.models._standardize import Standardize
+from nichekd.models._whiten import Whiten
 from nichekd.tl._batches import spatial_batches
-from nichekd.tl._fit import History, make_fabric
+from nichekd.tl._fit import History, make_fabric, seeded
 from nichekd.tl._prediction import predict_logits
 
 if TYPE_CHECKING:
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
     from numpy.typing import NDArray
 
-    from nichekd.models import NeighborhoodBatch, NeighborhoodConfig, NeighborhoodIndex, NolanSettings
+    from nichekd.models import NeighborhoodBatch, NeighborhoodIndex, NolanSettings
+    from nichekd.models._neighborhood_transformer import Preset
 
 log = logging.getLogger(__name__)
 
-KMEANS_CELLS = 50_000  # more change the centres less than the seed does
+FIT_CELLS = 50_000  # more change k-means centres and components less than the seed does
+N_COMPONENTS = 64
 KMEANS_STARTS = 20
+# few features need no wide network, and the network is run eight times a step
+NOLAN_SIZES: dict[str, dict[str, Any]] = {"pooling": {"d_model": 64, "mlp_ratio": 2.0}}
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class NolanResult:
 
 
 def fit_nolan(
-    config: NeighborhoodConfig,
+    preset: Preset,
     n_niches: int,
     index: NeighborhoodIndex,
     features: Any,
@@ -57,8 +62,8 @@ def fit_nolan(
 
     Parameters
     ----------
-    config, n_niches
-        Sizes of the network, and K.
+    preset, n_niches
+        Sizes of the network, which reads 64 principal components of the features at most, and K.
     index, features
         Neighborhoods, and feature rows (n, F) in memory or lazy.
     fit, seed, device
@@ -69,17 +74,15 @@ def fit_nolan(
         Partition of ``train`` for the warm start; None: k-means of neighborhood means.
     """
     fabric = make_fabric(device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = NolanNetwork(config, n_niches)
-    run = _Run(fabric, network, index, features, train, fit, seed)
-    with tqdm(
-        total=fit.n_warm_start + fit.n_steps, desc=name, unit="step", disable=not package_settings.progress
-    ) as bar:
+    sizes = NOLAN_SIZES.get(preset, {})
+    config = NeighborhoodConfig.preset(preset, min(features.shape[1], N_COMPONENTS), **sizes)
+    total = fit.n_warm_start + fit.n_steps
+    with seeded(seed), tqdm(total=total, desc=name, unit="step", disable=not package_settings.progress) as bar:
+        run = _Run(fabric, NolanNetwork(config, n_niches), index, features, train, fit, seed)
         if fit.n_warm_start:
             run.warm_start(neighborhood_kmeans(index, features, train, n_niches, seed) if start is None else start, bar)
         teacher, loss = run.distil(bar)
-    logits = predict_logits(teacher.network, index, features, device=fabric.device, prepare=run.standardized)
+    logits = predict_logits(teacher.network, index, features, device=fabric.device, prepare=run.reduced)
     if fit.balance == "centering":
         # the partition that training balanced is the centred one; the raw argmax would be another
         logits = logits - loss.center.cpu().numpy()
@@ -103,17 +106,19 @@ class _Run:
         self.network = network
         rng = np.random.default_rng(seed)
         self.views = ViewMaker(fit, torch.Generator().manual_seed(seed))
-        blocks = (features[train[i : i + 8192]] for i in range(0, len(train), 8192))
-        self.standardize = Standardize(network.backbone.config.n_features).fit(blocks)
+        sample = train if len(train) <= FIT_CELLS else np.sort(rng.choice(train, FIT_CELLS, replace=False))
+        n_components = network.backbone.config.n_features
+        self.reduce = Whiten(features.shape[1], n_components, equal=False).fit(np.asarray(features[sample]), seed=seed)
         self.batches = _endless(index, train, fit.batch_size, rng)
         self.history = History()
 
-    def standardized(self, batch: NeighborhoodBatch) -> NeighborhoodBatch:
-        return batch.with_features(self.standardize.to(batch.features.device)(batch.features))
+    def reduced(self, batch: NeighborhoodBatch) -> NeighborhoodBatch:
+        """The batch with principal components in place of features."""
+        return batch.with_features(self.reduce.to(batch.features.device)(batch.features))
 
     def next_batch(self) -> tuple[NDArray[np.integer], NeighborhoodBatch]:
         cells = next(self.batches)
-        return cells, self.standardized(self.index.batch(cells, self.features))
+        return cells, self.reduced(self.index.batch(cells, self.features))
 
     def warm_start(self, labels: NDArray[np.integer], bar: tqdm[Any]) -> None:
         """Learn a partition of the training cells, so that every prototype starts on a niche of its own."""
@@ -145,7 +150,7 @@ class _Run:
         for step in range(fit.n_steps):
             progress = step / fit.n_steps
             for group in optimizer.param_groups:
-                group["lr"] = fit.learning_rate * min(1.0, progress / fit.warmup) * cosine(1, 0.01, progress)
+                group["lr"] = fit.learning_rate * min(1.0, progress / max(fit.warmup, 1e-9)) * cosine(1, 0.01, progress)
                 group["weight_decay"] = cosine(*fit.weight_decay, progress)
             _, batch = self.next_batch()
             views = [self.views.global_view(batch) for _ in range(2)]
@@ -157,7 +162,9 @@ class _Run:
             self.step(network, optimizer, loss)
             teacher.update(self.network, cosine(fit.momentum, 1, progress))
             if step % 20 == 0:
-                self.history.add(step=step, train_loss=loss.item(), usage_entropy=usage_entropy(targets[0].argmax(1)))
+                labels = loss_of.target(targets[0]).argmax(1).cpu()
+                usage = usage_entropy(labels, targets[0].shape[1])
+                self.history.add(step=step, train_loss=loss.item(), usage_entropy=usage)
             bar.update()
         return teacher, loss_of
 
@@ -175,12 +182,11 @@ def _endless(
         yield from spatial_batches(index.xy, train, batch_size, rng)
 
 
-def usage_entropy(labels: torch.Tensor | NDArray[np.integer], n_niches: int | None = None) -> float:
+def usage_entropy(labels: torch.Tensor | NDArray[np.integer], n_niches: int) -> float:
     """Entropy of how often labels occur, in units of log K; 1: all alike, 0: one takes all."""
-    count = np.bincount(np.asarray(labels), minlength=n_niches or 0)
+    count = np.bincount(np.asarray(labels), minlength=n_niches)
     share = count[count > 0] / count.sum()
-    k = n_niches or len(count)
-    return float(-(share * np.log(share)).sum() / np.log(k)) if k > 1 else 0.0
+    return float(-(share * np.log(share)).sum() / np.log(n_niches))
 
 
 def neighborhood_means(index: NeighborhoodIndex, features: Any, cells: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -206,5 +212,5 @@ def neighborhood_kmeans(
     rng = np.random.default_rng(seed)
     means = neighborhood_means(index, features, train)
     means = (means - means.mean(0)) / np.maximum(means.std(0), 1e-6)
-    sample = means if len(means) <= KMEANS_CELLS else means[rng.choice(len(means), KMEANS_CELLS, replace=False)]
+    sample = means if len(means) <= FIT_CELLS else means[rng.choice(len(means), FIT_CELLS, replace=False)]
     return KMeans(n_niches, n_init=KMEANS_STARTS, random_state=seed).fit(sample).predict(means)

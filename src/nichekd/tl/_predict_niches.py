@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MPP_TOLERANCE = 0.02
+KIND = ("encoder", "fingerprint", "crop_px", "mode", "stride_px")  # what features of one kind agree in
 
 
 def predict_niches(
@@ -29,6 +30,7 @@ def predict_niches(
     *,
     use_rep: str | None = None,
     split_key: str = Keys.SPLIT,
+    key_added: str = Keys.NICHE,
     device: str | None = None,
     table_key: str = "table",
     copy: bool = False,
@@ -48,6 +50,9 @@ def predict_niches(
         ``obsm`` key of the image features; default: those of the student's encoder.
     split_key
         Column of ``obs`` whose parts neighborhoods don't cross; absent by its default name, there are no parts.
+    key_added
+        ``obs`` key of the labels; with another than ``"niche"``, say ``"niche_old"``, the others are ``old_logits``,
+        ``old_proba`` and ``niche_old_entropy``.
     device
         Fabric's accelerator; default ``nk.settings.device``.
     table_key
@@ -82,20 +87,24 @@ def predict_niches(
         )
     data = working_copy(data, copy)
     adata = get_table(data, table_key)
-    use_rep = _student_rep(data, student, use_rep, table_key=table_key)
+    use_rep = _student_rep(data, student, use_rep, device=device, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     check_features(adata, student, use_rep, features.shape[1])
     index = _student_neighborhoods(data, student, split_key=split_key, table_key=table_key)
-    write_student_niches(adata, student, index, features, device=device)
-    record(
-        adata, "predict_niches", seconds=time.perf_counter() - started, K=student.n_niches, use_rep=use_rep,
-        radius=student.config.radius,
-    )  # fmt: skip
+    write_student_niches(adata, student, index, features, device=device, key_added=key_added)
+    parameters = {"K": student.n_niches, "use_rep": use_rep, "radius": student.config.radius}
+    record(adata, "predict_niches", seconds=time.perf_counter() - started, **parameters)
     return data if copy else None
 
 
 def write_student_niches(
-    adata: AnnData, student: NicheStudent, index: NeighborhoodIndex, features: Any, *, device: str | None
+    adata: AnnData,
+    student: NicheStudent,
+    index: NeighborhoodIndex,
+    features: Any,
+    *,
+    device: str | None,
+    key_added: str = Keys.NICHE,
 ) -> None:
     """Predict all cells and write the student's keys."""
     import torch
@@ -107,12 +116,12 @@ def write_student_niches(
     logits = predict_logits(student, index, features, device=fabric.device, progress="predict")
     student.to("cpu")
     proba = student.probabilities(torch.from_numpy(logits)).numpy()
-    adata.obsm[Keys.STUDENT_LOGITS] = logits
-    adata.obsm[Keys.STUDENT_PROBA] = proba
-    write_labels(adata, Keys.NICHE, logits.argmax(1), student.config.niche_names, n_niches=student.n_niches)
-    adata.uns[Keys.colors(Keys.NICHE)] = list(student.config.niche_colors)
+    logits_key, proba_key, entropy_key = Keys.student(key_added)
+    adata.obsm[logits_key], adata.obsm[proba_key] = logits, proba
+    write_labels(adata, key_added, logits.argmax(1), student.config.niche_names, n_niches=student.n_niches)
+    adata.uns[Keys.colors(key_added)] = list(student.config.niche_colors)
     entropy = -(proba * np.log(np.maximum(proba, 1e-12))).sum(1) / np.log(student.n_niches)
-    adata.obs[Keys.NICHE_ENTROPY] = entropy.astype(np.float32)
+    adata.obs[entropy_key] = entropy.astype(np.float32)
     log.info("niches of %d cells, mean entropy %.2f", len(logits), float(entropy.mean()))
 
 
@@ -120,7 +129,7 @@ def check_features(adata: AnnData, student: NicheStudent, use_rep: str, n_featur
     """Refuse features that are not of the student's kind."""
     expected, found = student.config.features, notes(adata).get(Keys.FEATURES, {}).get(use_rep, {})
     advice = "Leave use_rep out, and they are made as the student needs them."
-    for name in ("encoder", "fingerprint", "crop_px"):
+    for name in KIND:
         if name in expected and name in found and expected[name] != found[name]:
             raise ValueError(
                 f"obsm[{use_rep!r}] has {name} {found[name]!r}; the student was trained on {expected[name]!r}. {advice}"
@@ -134,12 +143,13 @@ def check_features(adata: AnnData, student: NicheStudent, use_rep: str, n_featur
             )
     if n_features != student.config.n_features:
         raise ValueError(
-            f"obsm[{use_rep!r}] has {n_features} features; the student reads {student.config.n_features}. "
-            f"{advice}"
+            f"obsm[{use_rep!r}] has {n_features} features; the student reads {student.config.n_features}. {advice}"
         )
 
 
-def _student_rep(data: AnnData | SpatialData, student: NicheStudent, use_rep: str | None, *, table_key: str) -> str:
+def _student_rep(
+    data: AnnData | SpatialData, student: NicheStudent, use_rep: str | None, *, device: str | None, table_key: str
+) -> str:
     """``use_rep``, or the key of features of the student's kind, which are made where there are none."""
     from nichekd import pp
 
@@ -147,10 +157,6 @@ def _student_rep(data: AnnData | SpatialData, student: NicheStudent, use_rep: st
         return use_rep
     adata = get_table(data, table_key)
     wanted = student.config.features
-    for key, found in notes(adata).get(Keys.FEATURES, {}).items():
-        same = all(found.get(name) == wanted.get(name) for name in ("encoder", "fingerprint", "crop_px"))
-        if wanted and same and key in adata.obsm and abs(float(found["mpp"]) / float(wanted["mpp"]) - 1) <= MPP_TOLERANCE:
-            return key
     if not wanted:
         last = notes(adata).get(Keys.LAST_REP)
         if last is None:
@@ -159,21 +165,29 @@ def _student_rep(data: AnnData | SpatialData, student: NicheStudent, use_rep: st
                 f"obsm has {sorted(adata.obsm.keys())}."
             )
         return last
+    for key, found in notes(adata).get(Keys.FEATURES, {}).items():
+        if key in adata.obsm and _same_kind(found, wanted):
+            return key
     encoder = student.encoder if student.encoder is not None else wanted["encoder"]
     log.info("no features of the student's encoder yet: encoding crops with %s", wanted["encoder"])
     pp.histology_features(
-        data, encoder=encoder, weights=wanted.get("weights"), crop_px=int(wanted["crop_px"]),
-        mpp=_mpp_if_other(data, float(wanted["mpp"]), table_key=table_key), table_key=table_key,
-    )  # fmt: skip
+        data,
+        encoder=encoder,
+        weights=wanted.get("weights") if student.encoder is None else None,
+        crop_px=int(wanted["crop_px"]),
+        mpp=float(wanted["mpp"]),
+        mode=wanted.get("mode", "crop"),
+        stride_px=wanted.get("stride_px"),
+        device=device,
+        table_key=table_key,
+    )
     return notes(adata)[Keys.LAST_REP]
 
 
-def _mpp_if_other(data: AnnData | SpatialData, mpp: float, *, table_key: str) -> float | None:
-    """``mpp`` where the image has another, None where crops need no resampling."""
-    from nichekd._image import get_image
-
-    image = get_image(data, get_table(data, table_key))
-    return None if abs(image.mpp / mpp - 1) <= MPP_TOLERANCE else mpp
+def _same_kind(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether two records of features tell of the same encoder, crops and resolution."""
+    same = all(found.get(name) == wanted.get(name) for name in KIND)
+    return same and abs(float(found["mpp"]) / float(wanted["mpp"]) - 1) <= MPP_TOLERANCE
 
 
 def _student_neighborhoods(

@@ -41,7 +41,7 @@ class Teacher:
     @property
     def teaches(self) -> NDArray[np.bool_]:
         """Cells with a target, (n,)."""
-        return np.isfinite(self.logits).all(axis=1)
+        return np.isfinite(self.logits[:, 0])
 
 
 def resolve_teacher(adata: AnnData, teacher: str | Any) -> Teacher:
@@ -52,7 +52,7 @@ def resolve_teacher(adata: AnnData, teacher: str | Any) -> Teacher:
     KeyError
         If there is no such key.
     TypeError
-        If an ``obs`` column holds numbers that are no labels.
+        If an ``obs`` column holds numbers that are no labels, or an array labels.
     ValueError
         If the array has the wrong number of rows or columns, or no cell has a target.
     """
@@ -71,7 +71,7 @@ def resolve_teacher(adata: AnnData, teacher: str | Any) -> Teacher:
 
 def _from_matrix(adata: AnnData, matrix: Any, what: str, *, label_key: str | None) -> Teacher:
     columns = list(matrix.columns.astype(str)) if isinstance(matrix, pd.DataFrame) else None
-    logits = np.asarray(matrix, dtype=np.float32)
+    logits = _numbers(matrix, what)
     if logits.ndim != 2 or len(logits) != adata.n_obs:
         raise ValueError(
             f"{what} has shape {logits.shape}; it has to be ({adata.n_obs:,} cells, K niches), in the table's order."
@@ -79,7 +79,7 @@ def _from_matrix(adata: AnnData, matrix: Any, what: str, *, label_key: str | Non
     n_niches = logits.shape[1]
     if n_niches < 2:
         raise ValueError(f"{what} has {n_niches} column; a teacher has at least two niches.")
-    finite = np.isfinite(logits).all(axis=1)
+    finite = np.isfinite(logits).sum(axis=1) == n_niches
     if not finite.any():
         raise ValueError(f"{what} is NaN or infinite for all cells; nobody teaches.")
     logits = np.where(finite[:, None], logits, np.nan)
@@ -92,6 +92,16 @@ def _from_matrix(adata: AnnData, matrix: Any, what: str, *, label_key: str | Non
     return Teacher(logits.astype(np.float32), names, _colors(adata, label_key, n_niches), temperature)
 
 
+def _numbers(matrix: Any, what: str) -> NDArray[np.float32]:
+    try:
+        return np.asarray(matrix, dtype=np.float32)
+    except (TypeError, ValueError) as err:
+        raise TypeError(
+            f"{what} holds no numbers ({err}); it has to be (cells, K niches) of logits or probabilities. Labels go "
+            "to a column of obs, whose name is the teacher."
+        ) from err
+
+
 def _from_labels(adata: AnnData, key: str) -> Teacher:
     column = adata.obs[key]
     if pd.api.types.is_float_dtype(column):
@@ -99,8 +109,9 @@ def _from_labels(adata: AnnData, key: str) -> Teacher:
             f"obs[{key!r}] holds floats, which are no labels. If they are, say so: "
             f"adata.obs[{key!r}] = adata.obs[{key!r}].astype('category')."
         )
-    labels = column.astype("category").cat.remove_unused_categories()
-    codes, names = labels.cat.codes.to_numpy(), tuple(map(str, labels.cat.categories))
+    declared = column.astype("category").cat
+    labels = declared.remove_unused_categories().cat
+    codes, names = labels.codes.to_numpy(), tuple(map(str, labels.categories))
     if len(names) < 2:
         raise ValueError(f"obs[{key!r}] has {len(names)} label {list(names)}; a teacher has at least two niches.")
     rest = (1 - LABEL_CONFIDENCE) / (len(names) - 1)
@@ -108,7 +119,9 @@ def _from_labels(adata: AnnData, key: str) -> Teacher:
     known = codes >= 0
     logits[np.flatnonzero(known), codes[known]] = np.log(LABEL_CONFIDENCE)
     logits[~known] = np.nan
-    return Teacher(logits, names, _colors(adata, key, len(names)), 1.0)
+    colors = _colors(adata, key, len(declared.categories))
+    place = declared.categories.get_indexer(labels.categories)
+    return Teacher(logits, names, tuple(colors[i] for i in place), 1.0)
 
 
 def _colors(adata: AnnData, label_key: str | None, n_niches: int) -> tuple[str, ...]:

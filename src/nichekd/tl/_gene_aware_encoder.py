@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nichekd._keys import Keys, Split
+from nichekd._record import record
+from nichekd._resolve import centres_um, get_table, split_of
+from nichekd.tl._inputs import features_of, neighborhood_index
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from nichekd.models import Encoder
+    from nichekd.models._gene_aware import GeneAwareNetwork
+    from nichekd.tl._gene_aware_fit import GeneAwareSettings
+
+log = logging.getLogger(__name__)
+
+NAME = "gene_aware"
+KMEANS_CELLS = 50_000
+
+
+def gene_aware_encoder(
+    sdata: SpatialData,
+    *,
+    encoder: str = "small_cnn",
+    target: str = Keys.SCVI,
+    split_key: str = Keys.SPLIT,
+    seed: int = 0,
+    n_clusters: int = 16,
+    crop_px: int = 224,
+    image_key: str | None = None,
+    fit: GeneAwareSettings | None = None,
+    device: str | None = None,
+    table_key: str = "table",
+) -> Encoder:
+    """Train an image encoder to predict what cells express: image features that have seen genes.
+
+    A frozen encoder of photographs or of histology knows nothing of what tells niches apart in expression. This one is
+    trained on crops of the training cells to predict, of every training cell it shows, the expression latent, the mean
+    latent of its neighborhood, and its expression cluster; with turns, mirroring and stain as augmentation. Some
+    squares of training tissue are held back to stop by. A crop's feature is the embedding of its centre, from which
+    these are predicted.
+
+    Parameters
+    ----------
+    sdata
+        Cells with an H&E image and with ``obsm[target]``; :func:`nichekd.pp.expression_features` and
+        :func:`nichekd.pp.neighborhoods` run where their results are missing.
+    encoder
+        Where it starts: ``"small_cnn"`` from nothing, ``"efficientnet_lite0"`` from its ImageNet weights, or a
+        convolutional model of timm from nothing.
+    target
+        ``obsm`` key of the expression latent, (n, d).
+    split_key
+        Column of ``obs`` with ``train`` cells; absent by its default name, all cells train.
+    seed
+        Same seed, same CPU, same encoder.
+    n_clusters
+        Expression clusters, k-means on the latent.
+    crop_px
+        Side of a crop, pixels of the image.
+    image_key
+        Image; default the only one.
+    fit
+        Training settings.
+    device
+        Fabric's accelerator; default ``nk.settings.device``.
+    table_key
+        Table of the ``SpatialData``.
+
+    Returns
+    -------
+    A frozen encoder named ``"gene_aware"``, to hand to :func:`nichekd.pp.histology_features`; it is known by its name
+    for the rest of the session, and travels in the folder of a student that was trained on its features. Writes
+    ``uns["nichekd"]["gene_aware_encoder"]`` with the history.
+
+    Raises
+    ------
+    KeyError
+        If ``target``, the image or a named split is missing.
+    ValueError
+        If the backbone has no maps at strides 8, 16 and 32, or the targets are NaN.
+    TypeError
+        If ``sdata`` is no ``SpatialData``.
+
+    Examples
+    --------
+    >>> import nichekd as nk
+    >>> sdata = nk.datasets.pancreas()
+    >>> nk.pp.split(sdata)
+    >>> encoder = nk.tl.gene_aware_encoder(sdata)  # doctest: +SKIP
+    >>> nk.pp.histology_features(sdata, encoder=encoder)  # doctest: +SKIP
+    """
+    from nichekd import pp
+    from nichekd._image import get_image
+    from nichekd.models import register_encoder
+    from nichekd.pp._crops import CropReader
+    from nichekd.tl._fit import seeded
+    from nichekd.tl._gene_aware_fit import CropTask, GeneAwareSettings, fit_gene_aware
+    from nichekd.tl._nolan_fit import neighborhood_means
+
+    started = time.perf_counter()
+    adata = get_table(sdata, table_key)
+    image = get_image(sdata, adata, image_key=image_key)
+    train = np.flatnonzero(split_of(adata, split_key) == Split.TRAIN)
+    if target == Keys.SCVI and target not in adata.obsm:
+        pp.expression_features(sdata, split_key=split_key, seed=seed, table_key=table_key)
+    latent = np.asarray(features_of(adata, target, run="nk.pp.expression_features"), dtype=np.float32)
+    index = neighborhood_index(sdata, split_key=split_key, table_key=table_key)
+    around = neighborhood_means(index, latent, np.arange(len(latent)))
+    clusters, n_clusters = _clusters(latent, train, n_clusters, seed)
+    reader = CropReader(image, crop_px=crop_px)
+    targets = np.concatenate([_unit(latent, train), _unit(around, train)], axis=1)
+    with seeded(seed):
+        ready = _start(encoder, targets.shape[1], n_clusters)
+        history = fit_gene_aware(
+            ready,
+            CropTask(reader, image.xy_px, targets, clusters),
+            centres_um(adata),
+            train,
+            margin=crop_px / 2 * image.mpp,
+            fit=fit or GeneAwareSettings(),
+            seed=seed,
+            device=device,
+        )
+    ready.check(crop_px)
+    register_encoder(NAME, lambda weights: ready, overwrite=True)
+    record(
+        adata, "gene_aware_encoder", seconds=time.perf_counter() - started, encoder=encoder, target=target, seed=seed,
+        n_clusters=n_clusters, fingerprint=ready.fingerprint, history=history.arrays(),
+    )  # fmt: skip
+    return ready
+
+
+def _start(name: str, n_targets: int, n_clusters: int) -> Encoder:
+    """The untrained encoder, its backbone at the weights of the encoder ``name`` where that has some."""
+    from nichekd.models import Encoder, get_encoder
+    from nichekd.models._gene_aware import SMALL_CNN, GeneAwareNetwork
+
+    pretrained = None if name == SMALL_CNN else get_encoder(name)
+    backbone = name if pretrained is None else str(pretrained.architecture_kwargs.get("name", name))
+    kwargs: dict[str, Any] = {"backbone": backbone, "n_targets": n_targets, "n_clusters": n_clusters}
+    module = GeneAwareNetwork(**kwargs)
+    if pretrained is not None:
+        _take_weights(module, pretrained)
+    return Encoder(
+        NAME,
+        module,
+        **({} if pretrained is None else {"mean": pretrained.mean, "sd": pretrained.sd}),
+        license="none" if pretrained is None else pretrained.license,
+        bf16_on=("cuda", "cpu"),
+        architecture="gene_aware",
+        architecture_kwargs=kwargs,
+    )
+
+
+def _take_weights(module: GeneAwareNetwork, pretrained: Encoder) -> None:
+    """Copy what the backbone shares with the pretrained model, which is all but its last layers."""
+    state, own = pretrained.module.state_dict(), module.backbone.state_dict()
+    missing = sorted(set(own) - set(state))
+    if missing:
+        raise ValueError(f"The weights of {pretrained.name!r} lack {missing[:3]} of its feature maps' network.")
+    module.backbone.load_state_dict({name: state[name].clone() for name in own})
+
+
+def _unit(values: NDArray[np.float32], train: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Columns of mean 0 and standard deviation 1 on the training cells."""
+    here = values[train]
+    return ((values - here.mean(0)) / np.maximum(here.std(0), 1e-6)).astype(np.float32)
+
+
+def _clusters(
+    latent: NDArray[np.float32], train: NDArray[np.integer], n_clusters: int, seed: int
+) -> tuple[NDArray[np.int64], int]:
+    from sklearn.cluster import KMeans
+
+    rng = np.random.default_rng(seed)
+    sample = train if len(train) <= KMEANS_CELLS else rng.choice(train, KMEANS_CELLS, replace=False)
+    n_clusters = min(n_clusters, len(sample))
+    fitted = KMeans(n_clusters, n_init=5, random_state=seed).fit(latent[sample])
+    return fitted.predict(latent).astype(np.int64), n_clusters

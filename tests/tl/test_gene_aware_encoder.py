@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+
+import nichekd as nk
+from nichekd._keys import Keys
+from nichekd.tl import FitSettings, GeneAwareSettings
+
+FAST = GeneAwareSettings(max_epochs=2, crops_per_epoch=16)
+
+
+def section(seed: int = 0):
+    """Simulated cells with a latent that needs no training."""
+    sdata = nk.datasets.simulate(n_cells=600, K=3, seed=seed)
+    adata = sdata["table"]
+    counts = np.log1p(np.asarray(adata.X.todense(), dtype=np.float32))
+    adata.obsm["X_latent"] = np.linalg.svd(counts - counts.mean(0), full_matrices=False)[0][:, :4]
+    nk.pp.split(sdata, crop_px=64)
+    return sdata
+
+
+@pytest.fixture(scope="module")
+def trained():
+    sdata = section()
+    encoder = nk.tl.gene_aware_encoder(sdata, target="X_latent", crop_px=64, fit=FAST)
+    return sdata, encoder
+
+
+def test_encoder_is_frozen_and_recorded(trained):
+    sdata, encoder = trained
+    assert not any(p.requires_grad for p in encoder.module.parameters())
+    entry = sdata["table"].uns[Keys.UNS]["gene_aware_encoder"]
+    assert entry["fingerprint"] == encoder.fingerprint
+    assert len(entry["history"]["train_loss"]) == 2
+
+
+def test_same_seed_same_encoder(trained):
+    again = nk.tl.gene_aware_encoder(section(), target="X_latent", crop_px=64, fit=FAST)
+    assert again.fingerprint == trained[1].fingerprint
+
+
+def test_test_cells_play_no_part(trained):
+    """Other expression on the test strip, same encoder: nothing of it was looked at."""
+    sdata = section()
+    adata = sdata["table"]
+    test = (adata.obs["split"] == "test").to_numpy()
+    adata.obsm["X_latent"][test] = 100.0
+    encoder = nk.tl.gene_aware_encoder(sdata, target="X_latent", crop_px=64, fit=FAST)
+    assert encoder.fingerprint == trained[1].fingerprint
+
+
+def test_it_travels_with_the_student(trained, tmp_path):
+    sdata, encoder = trained
+    nk.pp.histology_features(sdata, encoder=encoder, crop_px=64)
+    labels = sdata["table"].obs["niche_true"]
+    assert labels.notna().all()
+    quick = FitSettings(max_epochs=1, min_steps=1)
+    student = nk.tl.distill(sdata, teacher="niche_true", fit=quick)
+    student.save(tmp_path / "student")
+
+    other = section(seed=1)
+    loaded = nk.models.NicheStudent.load(tmp_path / "student")
+    nk.tl.predict_niches(other, loaded)
+    assert loaded.encoder is not None
+    assert loaded.encoder.fingerprint == encoder.fingerprint
+    assert other["table"].obs["niche"].notna().all()
+
+
+def test_no_image_names_the_next_call(trained):
+    with pytest.raises(TypeError, match="SpatialData"):
+        nk.tl.gene_aware_encoder(AnnData(obsm={"spatial": np.random.default_rng(0).random((5, 2))}), target="spatial")
+
+
+def test_missing_target_is_named(trained):
+    with pytest.raises(KeyError, match="X_nothing"):
+        nk.tl.gene_aware_encoder(trained[0], target="X_nothing")
+
+
+def test_unknown_backbone(trained):
+    with pytest.raises(ValueError, match="no encoder"):
+        nk.tl.gene_aware_encoder(trained[0], target="X_latent", encoder="no_such_network")
+
+
+def test_torch_random_state_is_left_alone():
+    before = torch.get_rng_state()
+    nk.tl.gene_aware_encoder(section(), target="X_latent", crop_px=64, fit=FAST)
+    assert torch.equal(before, torch.get_rng_state())
