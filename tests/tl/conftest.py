@@ -2,11 +2,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from anndata import AnnData
 
 import nichekd as nk
 from nichekd.models import NicheStudent, NolanSettings
 from nichekd.tl import FitSettings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Batches this small take longer on many threads than on one, and other tests may run beside these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +35,13 @@ def principal_components(counts, n_components: int) -> np.ndarray:
 @pytest.fixture(scope="session")
 def quick_nolan() -> NolanSettings:
     """Enough to find planted niches in a small tissue, in a second or two."""
-    return NolanSettings(n_steps=30, n_warm_start=60, batch_size=96)
+    return NolanSettings(n_steps=21, n_warm_start=40, batch_size=64)
 
 
 @pytest.fixture(scope="session")
 def quick_fit() -> FitSettings:
     """Enough to learn them."""
-    return FitSettings(max_epochs=12, min_steps=0, batch_size=96, n_components=8)
+    return FitSettings(max_epochs=8, min_steps=0, batch_size=96, n_components=8)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,8 @@ def test_writes_logits_and_labels(taught_cells):
     assert about["use_rep"] == "X_pca"
     assert about["seed"] == 0
     assert about["usage_entropy"] > 0.8
-    assert {len(values) for values in about["history"].values()} == {2}
+    assert about["history"]["step"].tolist() == [0, 20]
+    assert np.isfinite(about["history"]["train_loss"]).all()
     assert about["history"]["usage_entropy"].max() <= 1
 
 
@@ -90,20 +91,15 @@ def test_copy_leaves_the_input(cells, nolan):
     assert "teacher_logits" not in cells.obsm
     assert "niche_teacher" not in cells.obs
     assert "nolan" not in cells.uns["nichekd"]
-    assert nolan(cells) is None
 
 
 def test_key_added(cells, nolan):
+    cells.uns["niche_mine_colors"] = ["#000000"] * 3
     nolan(cells, key_added="mine")
     assert "mine_logits" in cells.obsm
     assert "niche_mine" in cells.obs
     assert "niche_teacher" not in cells.obs
-
-
-def test_old_colors_go_with_the_old_niches(cells, nolan):
-    cells.uns["niche_teacher_colors"] = ["#000000"] * 3
-    nolan(cells)
-    assert "niche_teacher_colors" not in cells.uns
+    assert "niche_mine_colors" not in cells.uns  # they were those of other niches
 
 
 def test_features_may_be_lazy(cells, nolan, taught_cells):
@@ -143,17 +139,25 @@ def test_no_split_trains_on_all(cells, nolan):
     assert ari(cells) >= 0.6
 
 
-@pytest.mark.parametrize("changes", [{"preset": "small"}, {"n_seeds": 2}])
-def test_options(cells, quick_nolan, changes):
-    nk.tl.nolan(cells, 3, use_rep="X_pca", fit=quick_nolan, **changes)
-    about = cells.uns["nichekd"]["nolan"]
-    assert changes.items() <= about.items()
+def test_consensus_of_seeds(cells, nolan):
+    nolan(cells, n_seeds=2)
+    assert cells.uns["nichekd"]["nolan"]["n_seeds"] == 2
     assert ari(cells) >= 0.6
+
+
+@pytest.mark.filterwarnings("ignore:Only 1 of K=2")
+@pytest.mark.parametrize("preset", ["small", "base"])
+def test_presets(cells, preset):
+    few = cells[:150].copy()
+    fit = NolanSettings(n_steps=2, n_warm_start=2, batch_size=16)
+    nk.tl.nolan(few, 2, use_rep="X_pca", fit=fit, preset=preset)
+    assert few.uns["nichekd"]["nolan"]["preset"] == preset
+    assert few.obsm["teacher_logits"].shape == (150, 2)
 
 
 @pytest.mark.parametrize("balance", ["centering", "sinkhorn"])
 def test_every_niche_stays_alive(cells, balance):
-    fit = NolanSettings(n_steps=60, n_warm_start=60, batch_size=96, balance=balance)
+    fit = NolanSettings(n_steps=40, n_warm_start=40, batch_size=64, balance=balance)
     nk.tl.nolan(cells, 6, use_rep="X_pca", fit=fit)
     assert cells.uns["nichekd"]["nolan"]["n_live"] == 6
 
@@ -213,7 +217,8 @@ def test_features_that_are_no_matrix(cells):
 def test_neighborhoods_older_than_the_split(cells):
     del cells.obs["split"]
     nk.pp.neighborhoods(cells)
-    nk.pp.split(cells, mpp=0.25)
+    with pytest.warns(UserWarning, match="made before this split"):
+        nk.pp.split(cells, mpp=0.25)
     with pytest.raises(ValueError, match=r"edges between parts of obs\['split'\].*Run nk.pp.neighborhoods again"):
         nk.tl.nolan(cells, 3, use_rep="X_pca")
 

@@ -36,7 +36,7 @@ distilled from a teacher that saw gene expression.
 import nichekd as nk
 
 student = nk.models.NicheStudent.load("this/folder")
-sdata = nk.io.slide("slide.svs")
+sdata = nk.io.paired(cells, "slide.svs")  # cells: AnnData, centres in µm
 nk.tl.predict_niches(sdata, student)
 ```
 

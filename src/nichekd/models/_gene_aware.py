@@ -142,7 +142,7 @@ def build_backbone(name: str) -> tuple[nn.Module, list[int]]:
         return small, small.channels
     import timm
 
-    probe = timm.create_model(name, features_only=True, pretrained=False)
+    probe: Any = timm.create_model(name, features_only=True, pretrained=False)
     strides = probe.feature_info.reduction()
     wanted = [i for i, stride in enumerate(strides) if stride in (8, 16, 32)]
     if [strides[i] for i in wanted] != [8, 16, 32]:
@@ -150,7 +150,7 @@ def build_backbone(name: str) -> tuple[nn.Module, list[int]]:
             f"{name!r} has feature maps at strides {strides}; a gene-aware encoder needs 8, 16 and 32. Take a "
             "convolutional network, e.g. 'efficientnet_lite0'."
         )
-    backbone = timm.create_model(name, features_only=True, pretrained=False, out_indices=wanted)
+    backbone: Any = timm.create_model(name, features_only=True, pretrained=False, out_indices=wanted)
     return backbone, backbone.feature_info.channels()
 
 

@@ -46,7 +46,7 @@ class NolanSettings:
         different seeds start, and so end, at the same prototypes; 0 starts from random ones.
     """
 
-    n_steps: int = 500
+    n_steps: int = 300
     batch_size: int = 192
     n_local: int = 2
     local_radius: float = 0.75
@@ -62,7 +62,7 @@ class NolanSettings:
     weight_decay: tuple[float, float] = (0.04, 0.4)
     clip: float = 3.0
     warmup: float = 0.1
-    n_warm_start: int = 200
+    n_warm_start: int = 150
 
 
 class PrototypeHead(nn.Module):

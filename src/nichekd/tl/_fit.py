@@ -54,14 +54,14 @@ class FitSettings:
         Turn and mirror neighborhoods at random: tissue has no up.
     """
 
-    max_epochs: int = 40
+    max_epochs: int = 24
     batch_size: int = 256
-    min_steps: int = 400
+    min_steps: int = 300
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     clip: float = 3.0
     warmup: float = 0.1
-    patience: int = 8
+    patience: int = 6
     validation: float = 0.1
     n_components: int = 64
     feature_dropout: float = 0.1

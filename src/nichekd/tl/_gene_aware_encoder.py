@@ -147,17 +147,13 @@ def _start(name: str, n_targets: int, n_clusters: int) -> Encoder:
     backbone = name if pretrained is None else str(pretrained.architecture_kwargs.get("name", name))
     kwargs: dict[str, Any] = {"backbone": backbone, "n_targets": n_targets, "n_clusters": n_clusters}
     module = GeneAwareNetwork(**kwargs)
+    ready = Encoder(
+        NAME, module, license="none", bf16_on=("cuda", "cpu"), architecture="gene_aware", architecture_kwargs=kwargs
+    )
     if pretrained is not None:
         _take_weights(module, pretrained)
-    return Encoder(
-        NAME,
-        module,
-        **({} if pretrained is None else {"mean": pretrained.mean, "sd": pretrained.sd}),
-        license="none" if pretrained is None else pretrained.license,
-        bf16_on=("cuda", "cpu"),
-        architecture="gene_aware",
-        architecture_kwargs=kwargs,
-    )
+        ready.mean, ready.sd, ready.license = pretrained.mean, pretrained.sd, pretrained.license
+    return ready
 
 
 def _take_weights(module: GeneAwareNetwork, pretrained: Encoder) -> None:

@@ -53,7 +53,7 @@ class GeneAwareSettings:
         Random changes of the crops.
     """
 
-    max_epochs: int = 16
+    max_epochs: int = 12
     crops_per_epoch: int | None = None
     batch_size: int = 8
     learning_rate: float = 2e-3
@@ -99,7 +99,7 @@ class CropTask:
             there[i, : len(cells)] = True
         cells = np.concatenate(members)
         return (
-            torch.from_numpy(self.reader.read(anchors)),
+            torch.from_numpy(self.reader.read(np.asarray(anchors, dtype=np.int64))),
             torch.from_numpy(points),
             torch.from_numpy(there),
             torch.from_numpy(self.targets[cells]),
