@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-METHODS = {"niche", "niche_histology_nolan", "niche_histology_leiden"}
+METHODS = {"niche", "niche_frozen_encoder", "niche_histology_nolan", "niche_histology_leiden"}
 N_NICHES = (5, 10)
 FILES = {
     "result.zarr/zarr.json",

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 N_NICHES = (5, 10)
 FROZEN = "niche_frozen_encoder"  # the paper's student, on the encoder as it comes
 METHODS = (Keys.NICHE, FROZEN, Keys.niche(Keys.HISTOLOGY_NOLAN), Keys.niche(Keys.HISTOLOGY_LEIDEN))
+TITLES = {Keys.NICHE: "Student (H&E, gene-aware encoder)", FROZEN: "Student (H&E, frozen encoder)"}
 RESULT, STUDENT, FIGURE, TABLE = "result.zarr", "student", "niches.png", "agreement.csv"
 
 
@@ -181,7 +182,7 @@ class _Chain:
 
         self.out.mkdir(parents=True, exist_ok=True)
         keys = [Keys.niche(Keys.TEACHER), *METHODS]
-        plt.close(pl.niches(self.sdata, keys=keys, save=self.out / FIGURE))
+        plt.close(pl.niches(self.sdata, keys=keys, titles=TITLES, save=self.out / FIGURE))
 
     def save(self) -> None:
         """result.zarr, student/ and agreement.csv."""

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
-from anndata import AnnData
 
 import nichekd as nk
-from nichekd.models import NicheStudent, NolanSettings
+from nichekd.models import NolanSettings
 from nichekd.tl import FitSettings
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from nichekd.models import NicheStudent
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -167,6 +167,7 @@ def test_teacher_by_labels_with_gaps(taught_cells, distill):
     assert agreement(taught_cells) >= 0.5
 
 
+@pytest.mark.filterwarnings("ignore:Changing the sparsity structure")  # scanpy's, on its own graph
 def test_teacher_by_squidpy(taught_cells, quickly):
     import squidpy as sq
 
@@ -234,12 +235,16 @@ def test_missing_features(taught_cells):
 
 
 def test_unknown_teacher(taught_cells, quickly):
-    with pytest.raises(KeyError, match=r"no teacher 'novae': obsm has .*X_image.*obs has .*niche_true.*Run nk.tl.nolan"):
+    with pytest.raises(
+        KeyError, match=r"no teacher 'novae': obsm has .*X_image.*obs has .*niche_true.*Run nk.tl.nolan"
+    ):
         quickly(taught_cells, teacher="novae")
 
 
 def test_teacher_with_other_rows(taught_cells, quickly):
-    with pytest.raises(ValueError, match=r"teacher array has shape \(1499, 3\); it has to be \(1,500 cells, K niches\)"):
+    with pytest.raises(
+        ValueError, match=r"teacher array has shape \(1499, 3\); it has to be \(1,500 cells, K niches\)"
+    ):
         quickly(taught_cells, teacher=taught_cells.obsm["teacher_logits"][1:])
     with pytest.raises(ValueError, match=r"has shape \(1500,\)"):
         quickly(taught_cells, teacher=np.zeros(1500))

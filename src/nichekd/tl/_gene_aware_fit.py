@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ENOUGH_TO_HOLD_BACK = 10_000
 EDGE_PX = 8  # cells nearer to a crop's edge than a step of the map are not read off
 
 
@@ -39,7 +40,7 @@ class GeneAwareSettings:
     Attributes
     ----------
     max_epochs, crops_per_epoch
-        Epochs at most, and crops in each; default as many as cover the training tissue once and a half.
+        Epochs at most, and crops in each; default as many as show each training cell two and a half times.
     batch_size
         Crops a step.
     learning_rate, backbone_learning_rate, weight_decay, clip, warmup
@@ -48,7 +49,7 @@ class GeneAwareSettings:
         Of the cross-entropy of clusters beside the error of the targets.
     validation, patience
         Share of the training cells held back, as squares of tissue, and epochs without a lower loss there after which
-        training stops.
+        training stops. Sections of fewer than 10,000 training cells need them all, and are trained to the end.
     augmentation
         Random changes of the crops.
     """
@@ -135,7 +136,8 @@ def fit_gene_aware(
     """
     fabric = make_fabric(device)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    fitted, held_back = validation_part(xy, train, share=fit.validation, margin=margin, rng=rng)
+    share = fit.validation if len(train) >= ENOUGH_TO_HOLD_BACK else 0.0
+    fitted, held_back = validation_part(xy, train, share=share, margin=margin, rng=rng)
     network: Any = encoder.module
     network.requires_grad_(True)
     backbone = {id(p) for p in network.backbone.parameters()}
@@ -198,10 +200,10 @@ class CropSampler:
 
     @property
     def n_covering(self) -> int:
-        """Crops that show each cell one and a half times on average."""
+        """Crops that show each cell two and a half times on average."""
         some = self.cells[self.rng.choice(len(self.cells), min(500, len(self.cells)), replace=False)]
         shown = self.tree.query_ball_point(self.task.xy_px[some], self.reach, p=np.inf, return_length=True).mean()
-        return max(64, math.ceil(1.5 * len(self.cells) / shown))
+        return max(64, math.ceil(2.5 * len(self.cells) / shown))
 
     def batches(self, n_crops: int, batch_size: int) -> Any:
         """Anchors and members, crop by crop at random."""
