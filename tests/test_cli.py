@@ -46,13 +46,13 @@ def section(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """Fit everything for a few steps: what comes of it doesn't matter here."""
-    from nichekd.tl._fit import FitSettings
-
+    seen = nk.tl.GeneAwareSettings(max_epochs=1, crops_per_epoch=8, batch_size=4)
     few = nk.models.NolanSettings(n_steps=5, n_warm_start=5, batch_size=32)
     monkeypatch.setattr(nk.pp, "expression_features", partial(nk.pp.expression_features, max_epochs=1))
+    monkeypatch.setattr(nk.tl, "gene_aware_encoder", partial(nk.tl.gene_aware_encoder, fit=seen))
     monkeypatch.setattr(nk.tl, "nolan", partial(nk.tl.nolan, fit=few))
     monkeypatch.setattr(nk.tl, "histology_nolan", partial(nk.tl.histology_nolan, fit=few))
-    monkeypatch.setattr(nk.tl, "distill", partial(nk.tl.distill, fit=FitSettings(max_epochs=2, min_steps=5)))
+    monkeypatch.setattr(nk.tl, "distill", partial(nk.tl.distill, fit=nk.tl.FitSettings(max_epochs=2, min_steps=5)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -172,7 +172,8 @@ def test_demo_writes_what_it_says(tmp_path, monkeypatch, quick):
 
     table = pd.read_csv(tmp_path / "agreement.csv")
     assert table.columns.tolist() == ["K", "key", "ARI", "NMI", "n_cells"]
-    assert table["K"].tolist() == [2, 2, 2, 3, 3, 3]
-    assert "niche_histology_leiden" in result.out
+    methods = ["niche", "niche_frozen_encoder", "niche_histology_nolan", "niche_histology_leiden"]
+    assert table[["K", "key"]].to_numpy().tolist() == [[K, key] for K in (2, 3) for key in methods]
+    assert all(key in result.out for key in methods)
     assert nk.models.NicheStudent.load(tmp_path / "student").n_niches == 3
     assert spatialdata.read_zarr(tmp_path / "result.zarr")["table"].obsm["student_logits"].shape == (600, 3)

@@ -13,7 +13,18 @@ _ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register_architecture(name: str, build: Callable[..., nn.Module]) -> None:
-    """Let encoders of architecture ``name`` be saved and loaded: ``build(**architecture_kwargs)`` makes the module.
+    """Let encoders of an architecture be saved and loaded.
+
+    Parameters
+    ----------
+    name
+        What :attr:`Encoder.architecture` says.
+    build
+        ``build(**architecture_kwargs)`` makes the module, untrained.
+
+    Returns
+    -------
+    ``None``.
 
     Raises
     ------

@@ -23,7 +23,7 @@ def raw_counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
     """
     if layer is not None and layer not in adata.layers:
         raise KeyError(
-            f"layers[{layer!r}] is missing; layers has {sorted(map(str, adata.layers.keys()))}. "
+            f"layers[{layer!r}] is missing; layers has {layer_names(adata)}. "
             "Name the one with the raw counts by layer=, or leave layer= out for X."
         )
     matrix = adata.X if layer is None else adata.layers[layer]
@@ -72,7 +72,7 @@ def _fault(values: np.ndarray) -> str | None:
 
 def _where_counts_are(adata: AnnData, layer: str | None) -> str:
     """The next call to make: the layer, ``X`` or ``raw`` that holds counts, where one does."""
-    candidates = {name: adata.layers[name] for name in adata.layers if name != layer}
+    candidates = {name: adata.layers[name] for name in layer_names(adata) if name != layer}
     good = [name for name, matrix in candidates.items() if _fault(_in_memory(matrix).data) is None]
     if good:
         return f"Raw counts seem to be in {[f'layers[{name!r}]' for name in good]}: pass layer={good[0]!r}."
@@ -81,6 +81,11 @@ def _where_counts_are(adata: AnnData, layer: str | None) -> str:
     if adata.raw is not None and _fault(_in_memory(adata.raw.X).data) is None:
         return "adata.raw seems to hold raw counts: pass adata.raw.to_adata() with obsm and obs as they are."
     return (
-        f"None of the {len(adata.layers)} layers nor raw hold counts: hand in the table as it was before "
+        f"None of the {len(layer_names(adata))} layers nor raw hold counts: hand in the table as it was before "
         "normalisation, with the counts in X or in a layer that layer= names."
     )
+
+
+def layer_names(adata: AnnData) -> list[str]:
+    """The layers, without ``X``, which newer versions of anndata list among them as ``None``."""
+    return sorted(str(name) for name in adata.layers if name is not None)

@@ -175,14 +175,14 @@ def _codes(adata: AnnData, known: Mapping[str, Any]) -> NDArray[np.int64]:
     """Columns of ``obs`` as the numbers the model gave their categories in training, (n_cells, n_columns)."""
     codes = []
     for key, categories in known.items():
-        column = pd.Categorical(_column(adata, key), categories=np.asarray(categories))
-        if (column.codes < 0).any():
+        code = pd.Index(np.asarray(categories)).get_indexer(pd.Index(_column(adata, key).to_numpy()))
+        if (code < 0).any():
             seen = set(map(str, adata.obs[key].unique())) - set(map(str, categories))
             raise ValueError(
                 f"obs[{key!r}] holds {sorted(seen)}, which model= has not seen; it knows {list(categories)}. "
                 "Use a model made without encode_covariates, or leave model= out to fit a new one."
             )
-        codes.append(column.codes.astype(np.int64))
+        codes.append(code.astype(np.int64))
     return np.column_stack(codes)
 
 

@@ -44,8 +44,8 @@ def gene_aware_encoder(
     A frozen encoder of photographs or of histology knows nothing of what tells niches apart in expression. This one is
     trained on crops of the training cells to predict, of every training cell it shows, the expression latent, the mean
     latent of its neighborhood, and its expression cluster; with turns, mirroring and stain as augmentation. Where
-    there are 10,000 training cells, some squares of tissue are held back to stop by. A crop's feature is the embedding of its centre, from which
-    these are predicted.
+    there are 10,000 training cells, some squares of tissue are held back to stop by. A crop's feature is the
+    embedding of its centre, from which these are predicted.
 
     Parameters
     ----------
