@@ -164,7 +164,7 @@ def test_from_features_to_a_new_slide(section, tmp_path, quick):
 
 
 def test_demo_writes_what_it_says(tmp_path, monkeypatch, quick):
-    small = nk.datasets.simulate(n_cells=600, K=3, seed=0)
+    small = nk.datasets.simulate(n_cells=400, K=3, seed=0)
     monkeypatch.setattr(nk.datasets, "pancreas", lambda: small)
     result = nichekd("demo", "--out", tmp_path, "--encoder", "color", "-K", 2, "-K", 3)
     assert result.code == 0, result.err
@@ -176,4 +176,4 @@ def test_demo_writes_what_it_says(tmp_path, monkeypatch, quick):
     assert table[["K", "key"]].to_numpy().tolist() == [[K, key] for K in (2, 3) for key in methods]
     assert all(key in result.out for key in methods)
     assert nk.models.NicheStudent.load(tmp_path / "student").n_niches == 3
-    assert spatialdata.read_zarr(tmp_path / "result.zarr")["table"].obsm["student_logits"].shape == (600, 3)
+    assert spatialdata.read_zarr(tmp_path / "result.zarr")["table"].obsm["student_logits"].shape == (400, 3)

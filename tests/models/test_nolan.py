@@ -180,3 +180,16 @@ def test_mean_teacher_moves_by_the_momentum():
 
 def test_cosine_goes_from_start_to_end():
     assert [cosine(0.996, 1, p) for p in (0, 0.5, 1)] == pytest.approx([0.996, 0.998, 1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"balance": "koleo"}, r"balance='koleo'; choose from \['centering', 'sinkhorn'\]"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"n_steps": -1}, "n_steps=-1"),
+    ],
+)
+def test_impossible_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        NolanSettings(**changes)

@@ -99,6 +99,15 @@ def test_neighborhoods_of_another_radius_are_made_again(student, cells):
     assert cells.obs["n_neighbors"].mean() > 2 * few
 
 
+def test_sections_stay_apart(student, cells):
+    cells.obs["section"] = pd.Categorical(np.arange(250) % 2)  # two, one on top of the other
+    nk.pp.neighborhoods(cells, radius=30, library_key="section")
+    nk.tl.predict_niches(cells, student)
+    i, j = cells.obsp["spatial_connectivities"].nonzero()
+    assert cells.uns["nichekd"]["radius"] == 40
+    assert (i % 2 == j % 2).all()
+
+
 def test_survives_a_reload(student, slide, tmp_path):
     sdata = nk.tl.predict_niches(slide, student, copy=True)
     sdata.write(tmp_path / "slide.zarr")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from nichekd.models._neighborhood_batch import NeighborhoodBatch, random_rotations
 from nichekd.models._neighborhood_transformer import NeighborhoodConfig, neighborhood_network
+
+Balance = Literal["centering", "sinkhorn"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class NolanSettings:
     feature_dropout: float = 0.2
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
-    balance: Literal["centering", "sinkhorn"] = "centering"
+    balance: Balance = "centering"
     center_momentum: float = 0.9
     momentum: float = 0.996
     learning_rate: float = 5e-4
@@ -63,6 +65,15 @@ class NolanSettings:
     clip: float = 3.0
     warmup: float = 0.1
     n_warm_start: int = 150
+
+    def __post_init__(self) -> None:
+        if self.balance not in get_args(Balance):
+            raise ValueError(f"balance={self.balance!r}; choose from {list(get_args(Balance))}.")
+        if self.batch_size < 1 or self.n_steps < 0 or self.n_warm_start < 0:
+            raise ValueError(
+                f"batch_size={self.batch_size}, n_steps={self.n_steps}, n_warm_start={self.n_warm_start}; a batch has at "
+                "least one cell, and steps are not negative."
+            )
 
 
 class PrototypeHead(nn.Module):

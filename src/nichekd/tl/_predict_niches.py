@@ -200,5 +200,8 @@ def _student_neighborhoods(
     found = notes(adata).get(Keys.RADIUS)
     if found is None or Keys.CONNECTIVITIES not in adata.obsp or not np.isclose(found, student.config.radius):
         log.info("neighborhoods of the student's radius, %.1f µm", student.config.radius)
-        pp.neighborhoods(data, radius=student.config.radius, split_key=split_key, table_key=table_key)
+        library_key = notes(adata).get("neighborhoods", {}).get("library_key")  # those there were kept sections apart
+        pp.neighborhoods(
+            data, radius=student.config.radius, split_key=split_key, library_key=library_key, table_key=table_key
+        )
     return neighborhood_index(data, split_key=split_key, table_key=table_key)
