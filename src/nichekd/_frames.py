@@ -112,6 +112,20 @@ def annotated(sdata: SpatialData, adata: AnnData) -> tuple[str, NDArray[Any]]:
     return regions[0], adata.obs[attributes["instance_key"]].to_numpy()
 
 
+def element_to_pixels(sdata: SpatialData, name: str, image_key: str) -> NDArray[np.float64]:
+    """(3, 3) affine of element ``name``'s own frame to an image's full resolution.
+
+    Raises
+    ------
+    ValueError
+        If no chain of invertible transformations leads from one to the other.
+    """
+    image, element = sdata.images[image_key], sdata[name]
+    system = _shared_systems(image, element, image_key, name)[0]
+    of_image = _matrix(image, system, f"image {image_key!r}")
+    return np.linalg.solve(of_image, _matrix(element, system, f"element {name!r}"))
+
+
 def _systems(element: Any) -> list[str]:
     """Coordinate systems of an element, ``global`` first."""
     from spatialdata.transformations import get_transformation

@@ -17,10 +17,21 @@ class Keys:
     N_NEIGHBORS: Final = "n_neighbors"
     NICHE: Final = "niche"
     NICHE_ENTROPY: Final = "niche_entropy"
+    AREA: Final = "area_um2"  # of a nucleus or a cell
     NICHE_OOD: Final = "niche_ood"  # how unlike the training tissue a cell's surroundings look
     # obsm of the student
     STUDENT_LOGITS: Final = "student_logits"
     STUDENT_PROBA: Final = "student_proba"
+    # obsm of cell-type abundances, DataFrames
+    CELL_ABUNDANCE: Final = "cell_abundance"
+    ABUNDANCE: Final = "abundance"  # predicted
+    CUCA: Final = "X_cuca"  # its embedding
+    # RankByGene and what is built on image features
+    SMOOTHED: Final = "smoothed"  # layer, mean expression of a cell and its neighbors
+    PREDICTED: Final = "predicted"  # layer, expression predicted from image features
+    RANK_BY_GENE: Final = "X_rank_by_gene"  # obsm
+    ATTENTION: Final = "attention"  # obs, share of a slide's attention, times the number of its cells
+    RISK: Final = "risk"  # obs, log hazard of the slide
     # written by methods that take key_added
     TEACHER: Final = "teacher"
     HISTOLOGY_NOLAN: Final = "histology_nolan"
@@ -53,6 +64,11 @@ class Keys:
         """Keys of a student's logits, probabilities and entropy, beside its labels ``obs[niche]``."""
         name = "student" if niche == Keys.NICHE else niche.removeprefix("niche_")
         return f"{name}_logits", f"{name}_proba", f"{niche}_entropy"
+
+    @staticmethod
+    def ood(niche: str) -> str:
+        """``obs`` key of the out-of-distribution score beside a student's labels ``obs[niche]``: ``<niche>_ood``."""
+        return f"{niche}_ood"
 
     @staticmethod
     def features(encoder: str) -> str:

@@ -31,7 +31,7 @@ def check_mpp(mpp: float, what: str) -> float:
     if not (math.isfinite(mpp) and low <= mpp <= high):
         raise ValueError(
             f"{what} is {mpp:.4g} µm per pixel; a microscope image has {low} to {high}. Hand in the resolution of the "
-            "image's full-size level: nk.io.paired(adata, image, mpp=...)."
+            "image's full-size level by mpp=."
         )
     return float(mpp)
 

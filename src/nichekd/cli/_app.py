@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
+from nichekd.cli._cuca import cuca
 from nichekd.cli._demo import demo
 from nichekd.cli._distill import distill
 from nichekd.cli._errors import Commands
+from nichekd.cli._evaluate import evaluate
 from nichekd.cli._features import features
 from nichekd.cli._predict import predict
 
@@ -46,5 +48,6 @@ def main(
     keep_freed_memory()
 
 
-for command in (demo, features, distill, predict):
+for command in (demo, features, distill, predict, evaluate):
     app.command()(command)
+app.add_typer(cuca, name="cuca")

@@ -32,7 +32,7 @@ def tiff_mpp(tiff: TiffFile, series: int) -> float | None:
     """
     for source in (_ome_mpp, _aperio_mpp, _tag_mpp):
         sides = source(tiff, series)
-        if sides is not None:
+        if sides is not None and all(math.isfinite(side) and side > 0 for side in sides):  # some say 0 for unknown
             return _mean_side(*sides)
     return None
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SLIDE_SUFFIXES = frozenset({".ndpi", ".mrxs", ".vms", ".vmu", ".scn", ".bif", ".svslide", ".dcm"})
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 CHUNK = 1024  # px, of images that have no tiles of their own
+SAME_SHAPE = 1.1  # how much two levels may differ in their proportions; the smallest are a few pixels wide
 
 
 def read_image(path: str | Path) -> tuple[da.Array, float | None]:
@@ -39,15 +40,51 @@ def read_image(path: str | Path) -> tuple[da.Array, float | None]:
     ValueError
         If it is not an image, or none with three 8-bit colours.
     """
+    levels, mpp = _read(path, n_levels=1)
+    return levels[0], mpp
+
+
+def read_pyramid(path: str | Path) -> tuple[list[da.Array], float | None]:
+    """Open an H&E image lazily, at all the resolutions that its file has.
+
+    Parameters
+    ----------
+    path
+        As of :func:`read_image`.
+
+    Returns
+    -------
+    Levels, each like the image of :func:`read_image`, the full resolution first, each smaller than the one before and
+    of its proportions; and µm per px of the first.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not an image, is cut off, or has not three 8-bit colours.
+    """
+    levels, mpp = _read(path, n_levels=None)
+    kept = levels[:1]
+    for level in levels[1:]:
+        ratios = [big / small for big, small in zip(kept[-1].shape[1:], level.shape[1:], strict=True)]
+        if min(ratios) > 1 and max(ratios) <= SAME_SHAPE * min(ratios):
+            kept.append(level)
+    return kept, mpp
+
+
+def _read(path: str | Path, *, n_levels: int | None) -> tuple[list[da.Array], float | None]:
+    """The first ``n_levels``, or all, and µm per px."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no image {path} (looked in {path.absolute().parent}).")
     if path.is_dir():
-        return _open_ome_zarr(path)
+        return _open_ome_zarr(path, n_levels)
     if path.suffix.lower() in PHOTO_SUFFIXES:
-        return _decode_photo(path), None
+        return [_decode_photo(path)], None
     reader = _open_slide(path)
-    return as_rgb(_lazy(reader), str(path)), reader.mpp
+    others = [type(reader)(path, level) for level in range(1, n_levels or reader.n_levels)]
+    return [as_rgb(_lazy(level), str(path)) for level in (reader, *others)], reader.mpp
 
 
 def as_rgb(image: Any, what: str = "The image") -> da.Array:
@@ -141,7 +178,8 @@ def _lazy(reader: TileReader) -> da.Array:
     from dask.base import tokenize
 
     status = reader.path.stat()
-    name = f"{type(reader).__name__}-{tokenize(str(reader.path.absolute()), status.st_mtime_ns, status.st_size)}"
+    token = tokenize(str(reader.path.absolute()), status.st_mtime_ns, status.st_size, reader.level)
+    name = f"{type(reader).__name__}-{token}"
     meta = np.empty((0, 0, 0), dtype=reader.dtype)
     array = da.from_array(reader, chunks=reader.chunks, name=name, meta=meta)
     # named axes would be the tidier way to tell a grey plane, (1, y, x), from a colour image; a lone plane is enough
@@ -154,10 +192,8 @@ def _decode_photo(path: Path) -> da.Array:
     return as_rgb(np.asarray(imread(path)), str(path))
 
 
-def _open_ome_zarr(path: Path) -> tuple[da.Array, float | None]:
-    import dask.array as da
+def _open_ome_zarr(path: Path, n_levels: int | None) -> tuple[list[da.Array], float | None]:
     import zarr
-    from xarray import DataArray
 
     from nichekd.io._image_metadata import ome_zarr_mpp
 
@@ -173,11 +209,19 @@ def _open_ome_zarr(path: Path) -> tuple[da.Array, float | None]:
             f"{path} is a zarr group with attributes {sorted(attributes)}, but no 'multiscales', so it is no OME-Zarr "
             "image. Name the folder that holds them."
         )
-    array = da.from_zarr(str(path / multiscales[0]["datasets"][0]["path"]))
     dims = [axis["name"] for axis in multiscales[0]["axes"]]
+    names = [dataset["path"] for dataset in multiscales[0]["datasets"][:n_levels]]
+    return [_zarr_level(path / name, dims) for name in names], ome_zarr_mpp(multiscales[0])
+
+
+def _zarr_level(path: Path, dims: list[str]) -> da.Array:
+    import dask.array as da
+    from xarray import DataArray
+
+    array = da.from_zarr(str(path))
     single = tuple(
         0 if name not in {"c", "y", "x"} and size == 1 else slice(None)
         for name, size in zip(dims, array.shape, strict=True)
     )
     dims = [name for name, key in zip(dims, single, strict=True) if isinstance(key, slice)]
-    return as_rgb(DataArray(array[single], dims=dims), str(path)), ome_zarr_mpp(multiscales[0])
+    return as_rgb(DataArray(array[single], dims=dims), str(path))

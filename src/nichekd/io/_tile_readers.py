@@ -24,15 +24,25 @@ JPEG = frozenset({6, 7, 33007, 34892})  # TIFF compressions whose tiles share ta
 
 
 class TileReader(ABC):
-    """A (channel, y, x) image that reads on ``[...]``; pickled as its path."""
+    """A (channel, y, x) image that reads on ``[...]``; pickled as its path.
+
+    Parameters
+    ----------
+    path
+        Image file.
+    level
+        Of the file's pyramid; 0 is the full resolution.
+    """
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     chunks: tuple[int, int, int]  # whole tiles
-    mpp: float | None  # µm per px by the file's own metadata
+    mpp: float | None  # µm per px of the full resolution by the file's own metadata
+    n_levels: int  # of the file's pyramid
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, level: int = 0) -> None:
         self.path = path
+        self.level = level
         self._open()
 
     @property
@@ -42,7 +52,7 @@ class TileReader(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Open the file, and set shape, dtype, chunks and mpp."""
+        """Open the file, and set shape, dtype, chunks, mpp and n_levels."""
 
     @abstractmethod
     def read(self, y: range, x: range) -> NDArray[Any]:
@@ -57,8 +67,8 @@ class TileReader(ABC):
         inner = tuple(0 if not isinstance(key, slice) else slice(None, None, key.step) for key in index)
         return box[inner]
 
-    def __reduce__(self) -> tuple[type[TileReader], tuple[Path]]:
-        return type(self), (self.path,)
+    def __reduce__(self) -> tuple[type[TileReader], tuple[Path, int]]:
+        return type(self), (self.path, self.level)
 
 
 def _as_range(key: Any, size: int) -> range:
@@ -71,7 +81,7 @@ def _as_range(key: Any, size: int) -> range:
 
 
 class TiffReader(TileReader):
-    """Full resolution of a TIFF: the largest series of an OME-TIFF, Aperio .svs, or any (tiled) TIFF."""
+    """A level of a TIFF: of the largest series of an OME-TIFF, Aperio .svs, or any (tiled) TIFF."""
 
     def _open(self) -> None:
         from tifffile import TiffFile
@@ -81,8 +91,11 @@ class TiffReader(TileReader):
         self._lock = threading.Lock()
         self._tiff = TiffFile(self.path)
         weakref.finalize(self, self._tiff.close)
+        if not self._tiff.series:  # its directory of pages often comes last
+            raise ValueError(f"{self.path} is a TIFF without a page: it is truncated. Copy it again.")
         number = max(range(len(self._tiff.series)), key=lambda i: np.prod(self._tiff.series[i].shape))
-        level = self._tiff.series[number].levels[0]
+        levels = self._tiff.series[number].levels
+        self.n_levels, level = len(levels), levels[self.level]
         self.dtype = np.dtype(level.dtype)
         self.axes = level.axes
         if self.axes not in {"YX", "YXS", "SYX", "CYX"}:
@@ -103,6 +116,23 @@ class TiffReader(TileReader):
             _whole_tiles(self._tile[1], self.shape[2]),
         )
         self.mpp = tiff_mpp(self._tiff, number)
+        self._check_length()
+
+    def _check_length(self) -> None:
+        """Refuse a file that ends before its last tile does, as a copy that was cut off."""
+        there = self._tiff.filehandle.size
+        end = max(
+            (
+                offset + size
+                for page in self._pages
+                for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True)
+            ),
+            default=0,
+        )
+        if end > there:
+            raise ValueError(
+                f"{self.path} is truncated: it has {there:,} bytes, and its tiles reach to byte {end:,}. Copy it again."
+            )
 
     def read(self, y: range, x: range) -> NDArray[Any]:
         """Pixels of the box ``y`` × ``x``, (c, len(y), len(x)); a tile that the file leaves out is white."""
@@ -143,27 +173,42 @@ class TiffReader(TileReader):
 
 
 class OpenSlideReader(TileReader):
-    """Full resolution of a slide that OpenSlide reads: .svs, .ndpi, .mrxs, .scn, .bif, ..."""
+    """A level of a slide that OpenSlide reads: .svs, .ndpi, .mrxs, .scn, .bif, ..."""
 
     def _open(self) -> None:
         from openslide import OpenSlide
 
         self._slide = OpenSlide(self.path)  # its read_region is thread-safe
         weakref.finalize(self, self._slide.close)
-        width, height = self._slide.level_dimensions[0]
+        self.n_levels = self._slide.level_count
+        width, height = self._slide.level_dimensions[self.level]
+        self._downsample = self._slide.level_downsamples[self.level]
         self.shape = (3, height, width)
         self.dtype = np.dtype(np.uint8)
         properties = self._slide.properties
-        rows, columns = (int(properties.get(f"openslide.level[0].tile-{side}", CHUNK)) for side in ("height", "width"))
+        tile = (properties.get(f"openslide.level[{self.level}].tile-{side}", CHUNK) for side in ("height", "width"))
+        rows, columns = map(int, tile)
         self.chunks = (3, _whole_tiles(rows, height), _whole_tiles(columns, width))
         sides = [float(properties[f"openslide.mpp-{axis}"]) for axis in "xy" if f"openslide.mpp-{axis}" in properties]
         self.mpp = float(np.sqrt(sides[0] * sides[-1])) if sides else None
+        self._check_end()
+
+    def _check_end(self) -> None:
+        """Refuse a file that is cut off, by its last pixel."""
+        from openslide import OpenSlideError
+
+        _, height, width = self.shape
+        try:
+            self.read(range(height - 1, height), range(width - 1, width))
+        except OpenSlideError as error:
+            raise ValueError(f"{self.path} is truncated or damaged ({error}). Copy it again.") from error
 
     def read(self, y: range, x: range) -> NDArray[np.uint8]:
         """Pixels of the box ``y`` × ``x``, (3, len(y), len(x)); where nothing was scanned, white."""
         if not (len(y) and len(x)):
             return np.empty((3, len(y), len(x)), dtype=np.uint8)
-        rgba = np.asarray(self._slide.read_region((x.start, y.start), 0, (len(x), len(y))))  # (y, x, 4)
+        corner = round(x.start * self._downsample), round(y.start * self._downsample)  # in the full resolution
+        rgba = np.asarray(self._slide.read_region(corner, self.level, (len(x), len(y))))  # (y, x, 4)
         opaque = rgba[..., 3:] > 0
         return np.moveaxis(np.where(opaque, rgba[..., :3], np.uint8(255)), -1, 0)
 

@@ -1,7 +1,13 @@
+from ._abundance_model import AbundanceConfig as AbundanceConfig
+from ._abundance_model import AbundanceModel as AbundanceModel
+from ._aligned_encoder import AlignedConfig as AlignedConfig
+from ._aligned_encoder import AlignedEncoder as AlignedEncoder
 from ._architectures import register_architecture as register_architecture
+from ._cuca import CucaConfig as CucaConfig
 from ._encoder import Encoder as Encoder
 from ._encoder import get_encoder as get_encoder
 from ._encoder import register_encoder as register_encoder
+from ._lora import LoraSettings as LoraSettings
 from ._neighborhood_batch import NeighborhoodBatch as NeighborhoodBatch
 from ._neighborhood_batch import NeighborhoodIndex as NeighborhoodIndex
 from ._neighborhood_transformer import NeighborhoodConfig as NeighborhoodConfig
@@ -11,5 +17,6 @@ from ._nolan import NolanNetwork as NolanNetwork
 from ._nolan import NolanSettings as NolanSettings
 from ._student import NicheStudent as NicheStudent
 from ._student import StudentConfig as StudentConfig
+from ._training_range import TrainingRange as TrainingRange
 from ._weights import EncoderAccessError as EncoderAccessError
 from ._whiten import Whiten as Whiten

@@ -15,6 +15,64 @@ if TYPE_CHECKING:
     from nichekd.models._precision import Precision
 
 
+def read_off(
+    encoder: Encoder,
+    tiles: Tensor | NDArray[np.uint8],
+    tile: Tensor,
+    position: Tensor,
+    *,
+    window: float,
+    precision: Precision = "auto",
+) -> Tensor:
+    """Features of places in tiles.
+
+    A module with a method ``at(tiles, points)``, such as a gene-aware encoder's, says itself what it sees at a point;
+    of the others it is the mean of the map around it, and then the tile's global features.
+
+    Parameters
+    ----------
+    encoder
+        Its module has ``at``, or is one of timm.
+    tiles
+        uint8, (b, 3, p, p).
+    tile
+        Tile of each place, (m,), ascending.
+    position
+        x and y in the tile, (m, 2), as shares of its side, 0 to 1.
+    window
+        Side of the window that is averaged, as a share of the tile's.
+    precision
+        As of :meth:`Encoder.encode`.
+
+    Returns
+    -------
+    float32, (m, F).
+
+    Raises
+    ------
+    ValueError
+        If the module shows no map of its features.
+    """
+    module: Any = encoder.module
+    if not hasattr(module, "at"):
+        maps, summary = encode_map(encoder, tiles, precision=precision)
+        tile = tile.to(maps.device)
+        around = pool_around(maps, tile, position.to(maps), window=window)
+        return torch.cat([around, summary[tile]], dim=1)
+    points, slot = _padded(position * tiles.shape[-1], tile, len(tiles))
+    features = encoder.run(lambda x: module.at(x, points.to(x.device, torch.float32)), tiles, precision=precision)
+    return features.float()[tile, slot]
+
+
+def _padded(rows: Tensor, tile: Tensor, n_tiles: int) -> tuple[Tensor, Tensor]:
+    """Rows (m, d) tile by tile, (n_tiles, most, d), and each row's place there, (m,)."""
+    counts = torch.bincount(tile, minlength=n_tiles)
+    slot = torch.arange(len(tile), device=tile.device) - (counts.cumsum(0) - counts)[tile]
+    padded = rows.new_zeros(n_tiles, int(counts.max()), rows.shape[1])
+    padded[tile, slot] = rows
+    return padded, slot
+
+
 def encode_map(
     encoder: Encoder, tiles: Tensor | NDArray[np.uint8], *, precision: Precision = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -84,14 +142,11 @@ def pool_around(maps: Tensor, tile: Tensor, position: Tensor, *, window: float) 
     -------
     (m, C).
     """
-    b, n_channels, n_rows, n_columns = maps.shape
+    b, _, n_rows, n_columns = maps.shape
     columns, rows = _cover(position[:, 0], n_columns, window), _cover(position[:, 1], n_rows, window)
     weights = (rows[:, :, None] * columns[:, None, :]).flatten(1)  # (m, rows · columns)
     # one product a tile, all tiles at once: padded to the tile with most positions
-    counts = torch.bincount(tile, minlength=b)
-    slot = torch.arange(len(tile), device=tile.device) - (counts.cumsum(0) - counts)[tile]
-    padded = weights.new_zeros(b, int(counts.max()), weights.shape[1])
-    padded[tile, slot] = weights
+    padded, slot = _padded(weights, tile, b)
     return torch.bmm(padded, maps.flatten(2).transpose(1, 2))[tile, slot]
 
 

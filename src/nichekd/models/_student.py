@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from nichekd.models._folder import read_folder, write_folder
 from nichekd.models._neighborhood_transformer import NeighborhoodConfig, neighborhood_network
+from nichekd.models._training_range import TrainingRange
 from nichekd.models._whiten import Whiten
 
 if TYPE_CHECKING:
     from nichekd.models._encoder import Encoder
     from nichekd.models._neighborhood_batch import NeighborhoodBatch
 
-FORMAT = 1
+FORMAT = 2
+ADDED = {"training_range": 2}  # values of the config, by the format that they came with
 WEIGHTS, CONFIG, CARD, ENCODER = "student.safetensors", "config.json", "README.md", "encoder"
 
 
@@ -44,6 +46,10 @@ class StudentConfig:
         Encoder, fingerprint, crop and mpp of the image features, as :func:`nichekd.pp.histology_features` records them.
     training
         Facts for the model card: data, split, seeds, metrics.
+    training_range
+        What the training tissue was like, lowest and highest over its sections: ``mpp`` of the images, mean
+        ``n_neighbors``, and ``color`` of the crops; and the number of ``n_groups`` of
+        :class:`nichekd.models.TrainingRange`. Empty where it is not known.
     """
 
     n_features: int
@@ -55,6 +61,7 @@ class StudentConfig:
     calibration: float = 1.0
     features: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    training_range: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for ``config.json``."""
@@ -69,12 +76,13 @@ class StudentConfig:
         ValueError
             If the values are of a later format, or some are missing or unknown.
         """
-        if values.get("format") != FORMAT:
+        written = values.get("format")
+        if not isinstance(written, int) or not 1 <= written <= FORMAT:
             raise ValueError(
-                f"The student is of format {values.get('format')}; this version of nichekd reads format {FORMAT}. "
+                f"The student is of format {written}; this version of nichekd reads formats 1 to {FORMAT}. "
                 "Upgrade nichekd, or distil the student anew."
             )
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - {name for name, since in ADDED.items() if since > written}
         given = set(values) - {"format"}
         if given != known:
             raise ValueError(
@@ -122,6 +130,8 @@ class NicheStudent(
         self.whiten = Whiten(config.n_features, config.network.n_features)
         self.backbone = neighborhood_network(config.network)
         self.head = nn.Linear(config.network.d_model, len(config.niche_names))
+        n_groups = config.training_range.get("n_groups")
+        self.training_range = TrainingRange(config.network.n_features, n_groups) if n_groups else None
         self.history: dict[str, list[float]] = {}
 
     @property
@@ -139,6 +149,11 @@ class NicheStudent(
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated, (B, K)."""
         return torch.softmax(logits / (self.config.temperature * self.config.calibration), dim=-1)
+
+    def remember(self, found: TrainingRange, about: dict[str, Any]) -> NicheStudent:
+        """Keep what the training tissue was like: distances, and ``config.training_range``; returns the student."""
+        self.training_range = found
+        return self.configure(training_range=about)
 
     def configure(self, **changes: Any) -> NicheStudent:
         """Change values of the config in place; returns the student."""

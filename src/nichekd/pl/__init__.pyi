@@ -1,4 +1,6 @@
+from ._abundance import abundance as abundance
 from ._agreement import agreement as agreement
+from ._colocalization import colocalization as colocalization
 from ._composition import composition as composition
 from ._crops import crops as crops
 from ._neighborhood import neighborhood as neighborhood

@@ -1,5 +1,9 @@
 from ._estimate_radius import estimate_radius as estimate_radius
 from ._expression_features import expression_features as expression_features
 from ._histology_features import histology_features as histology_features
+from ._neighborhood_composition import neighborhood_composition as neighborhood_composition
 from ._neighborhoods import neighborhoods as neighborhoods
+from ._nuclei import NucleusSettings as NucleusSettings
+from ._segment_nuclei import segment_nuclei as segment_nuclei
+from ._smooth_expression import smooth_expression as smooth_expression
 from ._split import split as split

@@ -34,10 +34,15 @@ def raw_counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
     fault = _fault(counts.data)
     if fault:
         raise ValueError(
-            f"{where} holds {fault}; scVI is a model of raw counts (whole numbers, none negative). "
+            f"{where} holds {fault}; raw counts are needed (whole numbers, none negative). "
             f"{_where_counts_are(adata, layer)}"
         )
     return counts
+
+
+def has_counts(adata: AnnData) -> bool:
+    """Whether ``X`` holds raw counts."""
+    return adata.X is not None and adata.n_vars > 0 and _fault(_in_memory(adata.X).data) is None
 
 
 def _in_memory(matrix: Any) -> sparse.csr_matrix:

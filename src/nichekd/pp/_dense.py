@@ -57,13 +57,16 @@ class DensePlan:
 
     @cached_property
     def n_features(self) -> int:
-        """Channels of the map, and features of a tile."""
-        from nichekd.models._dense import encode_map
+        """Numbers that are read off at a cell."""
+        import torch
+
+        from nichekd.models._dense import read_off
 
         self.encoder.check(self.reader.crop_px)
         white = np.full((1, 3, self.reader.crop_px, self.reader.crop_px), 255, dtype=np.uint8)
-        maps, summary = encode_map(self.encoder, white, precision="32")
-        return maps.shape[1] + summary.shape[1]
+        middle = torch.full((1, 2), 0.5)
+        tile = torch.zeros(1, dtype=torch.int64)
+        return read_off(self.encoder, white, tile, middle, window=WINDOW, precision="32").shape[1]
 
     @cached_property
     def _grid(self) -> tuple[NDArray[np.int64], CropReader]:
@@ -108,18 +111,16 @@ class DensePlan:
             yield cells, as_float16(features, self.encoder.name)
 
     def _encode(self, cells: NDArray[np.int64], pixels: NDArray[np.uint8], precision: Precision) -> torch.Tensor:
-        """What is around each cell, then its tile as a whole, (b, C + F)."""
+        """What is seen at each cell, (b, F)."""
         import torch
 
-        from nichekd.models._dense import encode_map, pool_around
+        from nichekd.models._dense import read_off
 
         tile, tiles = self._grid
-        maps, summary = encode_map(self.encoder, pixels, precision=precision)
-        which = torch.from_numpy(np.cumsum(_is_new(tile[cells])) - 1).to(maps.device)
+        which = torch.from_numpy(np.cumsum(_is_new(tile[cells])) - 1)
         corner = tiles.centre_px[tile[cells]] - tiles.crop_px // 2
-        position = (self.reader.centre_px[cells] + 0.5 - corner) / tiles.crop_px  # (b, 2)
-        around = pool_around(maps, which, torch.from_numpy(position).to(maps), window=WINDOW)
-        return torch.cat([around, summary[which]], dim=1)
+        position = torch.from_numpy((self.reader.centre_px[cells] + 0.5 - corner) / tiles.crop_px)  # (b, 2)
+        return read_off(self.encoder, pixels, which, position, window=WINDOW, precision=precision)
 
 
 def _is_new(tile: NDArray[np.int64]) -> NDArray[np.bool_]:

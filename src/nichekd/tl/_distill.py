@@ -38,6 +38,7 @@ def distill(
     seed: int = 0,
     key_added: str = Keys.NICHE,
     preset: Preset = "pooling",
+    sizes: dict[str, Any] | None = None,
     fit: FitSettings | None = None,
     device: str | None = None,
     table_key: str = "table",
@@ -73,9 +74,11 @@ def distill(
         Same seed, same CPU, same labels.
     key_added
         ``obs`` key of the labels; with another than ``"niche"``, say ``"niche_old"``, the others are ``old_logits``,
-        ``old_proba`` and ``niche_old_entropy``.
+        ``old_proba``, ``niche_old_entropy`` and ``niche_old_ood``.
     preset
         Sizes of the network, see :class:`nichekd.models.NeighborhoodConfig`.
+    sizes
+        Changes of the preset, e.g. ``{"n_frequencies": 0}`` for a student that is blind to where neighbors lie.
     fit
         Training settings.
     device
@@ -88,7 +91,8 @@ def distill(
     The student, in evaluation mode. Writes for all cells
 
     - ``obsm["student_logits"]`` and ``obsm["student_proba"]``, float32 (n, K);
-    - ``obs["niche"]``, categorical with the teacher's names, and ``obs["niche_entropy"]``, in [0, 1] (units of log K);
+    - ``obs["niche"]``, categorical with the teacher's names; ``obs["niche_entropy"]``, in [0, 1] (units of log K);
+      ``obs["niche_ood"]``, see :func:`nichekd.tl.predict_niches`;
     - ``uns["niche_colors"]``, the teacher's; ``uns["nichekd"]["distill"]``: parameters, temperature, history.
 
     Raises
@@ -112,6 +116,7 @@ def distill(
     from nichekd.models import NeighborhoodConfig, NicheStudent
     from nichekd.models._student import StudentConfig
     from nichekd.tl._fit import FitSettings, fit_student, seeded
+    from nichekd.tl._out_of_distribution import remember_training
     from nichekd.tl._predict_niches import write_student_niches
 
     started = time.perf_counter()
@@ -137,7 +142,7 @@ def distill(
         student = NicheStudent(
             StudentConfig(
                 n_features=features.shape[1],
-                network=NeighborhoodConfig.preset(preset, min(fit.n_components, features.shape[1])),
+                network=NeighborhoodConfig.preset(preset, min(fit.n_components, features.shape[1]), **(sizes or {})),
                 niche_names=target.names,
                 niche_colors=target.colors,
                 radius=index.radius,
@@ -153,13 +158,18 @@ def distill(
         )
         sample = train if len(train) <= WHITEN_CELLS else np.sort(rng.choice(train, WHITEN_CELLS, replace=False))
         student.whiten.fit(np.asarray(features[sample]), seed=seed)
-        history = fit_student(student, index, features, target.logits, train, fit=fit, seed=seed, device=device)
+        history, held_out = fit_student(
+            student, index, features, target.logits, train, fit=fit, seed=seed, device=device
+        )
     student.history = history.columns
+    remember_training(
+        data, adata, student, index, features, train=train, groups=target.logits[train].argmax(1), use_rep=use_rep, seed=seed
+    )  # fmt: skip
     write_student_niches(adata, student, index, features, device=device, key_added=key_added)
     record(
         adata, "distill" if key_added == Keys.NICHE else f"distill_{key_added}", seconds=time.perf_counter() - started, K=student.n_niches, use_rep=use_rep,
         teacher=teacher if isinstance(teacher, str) else "array", temperature=tau, seed=seed, preset=preset,
-        n_train=len(train), history=history.arrays(),
+        n_train=len(train), history=history.arrays(), held_out=held_out and held_out.to_dict(),
     )  # fmt: skip
     return student
 

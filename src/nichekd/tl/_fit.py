@@ -84,6 +84,24 @@ class History:
         return {name: np.asarray(values) for name, values in self.columns.items()}
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Training cells that were held back, and what a student that had not seen them said of them.
+
+    Attributes
+    ----------
+    cells, logits
+        (m,) and (m, K).
+    """
+
+    cells: NDArray[np.integer]
+    logits: NDArray[np.float32]
+
+    def to_dict(self) -> dict[str, NDArray[Any]]:
+        """For ``uns``."""
+        return {"cells": self.cells.astype(np.int64), "logits": self.logits}
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Torch's global generator at ``seed`` within (dropout and initial weights draw from it), and as it was after."""
@@ -116,7 +134,7 @@ def fit_student(
     fit: FitSettings,
     seed: int,
     device: str | None = None,
-) -> History:
+) -> tuple[History, HeldOut | None]:
     """Train ``student`` in place on ``targets`` (n, K), the teacher's logits, of the cells ``train``.
 
     A first run, with some squares of tissue held back, finds how many epochs do; a second one, from the same start,
@@ -131,7 +149,7 @@ def fit_student(
 
     Returns
     -------
-    The history of the first run.
+    The history of the first run, and its logits of what it was validated on, which calibrate the probabilities.
     """
     fabric = make_fabric(device)
     rng = np.random.default_rng(seed)
@@ -145,7 +163,7 @@ def fit_student(
         run.epochs(train, held_back[:0], n_epochs=n_epochs)
         log.info("student: lowest validation loss after %d epochs, trained as long on all cells", n_epochs)
     student.eval().to("cpu")
-    return history
+    return history, HeldOut(held_back, run.best_logits) if run.best_logits is not None else None
 
 
 class _Run:
@@ -163,6 +181,8 @@ class _Run:
     ) -> None:
         self.fabric, self.student, self.index, self.features = fabric, student, index, features
         self.targets, self.fit, self.seed = targets, fit, seed
+        self.lowest_loss = math.inf
+        self.best_logits: NDArray[np.float32] | None = None  # of the validation cells, at the lowest loss
 
     def epochs(
         self, train: NDArray[np.integer], validation: NDArray[np.integer], *, n_epochs: int | None = None
@@ -206,7 +226,10 @@ class _Run:
         if not len(validation):
             return {}
         logits = predict_logits(self.student, self.index, self.features, validation, device=self.fabric.device)
-        return validation_scores(logits, self.targets[validation], self.student.config.temperature)
+        found = validation_scores(logits, self.targets[validation], self.student.config.temperature)
+        if found["validation_loss"] < self.lowest_loss:
+            self.lowest_loss, self.best_logits = found["validation_loss"], logits
+        return found
 
     def is_over(self, losses: list[float], steps: int) -> bool:
         """Whether patience is at its end."""

@@ -81,8 +81,7 @@ def pathology_probe(
     annotation = labels_of(adata, annotation_key, run="your annotation")
     found = niche_keys(adata, keys, reference=reference, with_reference=True)
     mask = subset_mask(adata, subset, split_key=split_key)
-    annotated = mask & (annotation.codes >= 0)
-    _check_annotated(adata, annotation, annotated, annotation_key, subset, split_key)
+    annotated = check_annotated(adata, annotation_key, subset=subset, split_key=split_key)
     log.info("%d of %d cells are annotated", annotated.sum(), mask.sum())
     block = np.full(adata.n_obs, -1)
     block[annotated] = spatial_blocks(centres_um(adata)[annotated], N_BLOCKS)
@@ -117,18 +116,24 @@ def spatial_blocks(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.intp]:
     return rank * n_blocks // len(xy)
 
 
-def _check_annotated(
-    adata: AnnData,
-    annotation: pd.Categorical,
-    annotated: NDArray[np.bool_],
-    annotation_key: str,
-    subset: str | None,
-    split_key: str,
-) -> None:
+def check_annotated(
+    adata: AnnData, annotation_key: str, *, subset: str | None, split_key: str = Keys.SPLIT
+) -> NDArray[np.bool_]:
+    """Which cells of ``subset`` have an annotation, (n,).
+
+    Raises
+    ------
+    KeyError
+        If a column is missing.
+    ValueError
+        If they are too few, or of one kind.
+    """
+    annotation = labels_of(adata, annotation_key, run="your annotation")
+    annotated = subset_mask(adata, subset, split_key=split_key) & (annotation.codes >= 0)
     kinds = pd.Series(annotation[annotated]).value_counts()
     kinds = kinds[kinds > 0]
     if annotated.sum() >= N_BLOCKS and len(kinds) >= 2:
-        return
+        return annotated
     where = annotation.codes >= 0
     by_split = adata.obs[split_key][where].astype(str).value_counts().to_dict() if split_key in adata.obs else {}
     raise ValueError(

@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nichekd._image import has_image
 from nichekd._keys import Keys
 from nichekd._record import notes, record
 from nichekd._resolve import get_table, working_copy
 from nichekd.tl._inputs import features_of, neighborhood_index
+from nichekd.tl._out_of_distribution import neighborhood_means, slide_warnings
 from nichekd.tl._write_niches import write_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from nichekd.models import NeighborhoodIndex, NicheStudent
@@ -29,16 +33,21 @@ def predict_niches(
     student: NicheStudent,
     *,
     use_rep: str | None = None,
+    min_confidence: float | None = None,
     split_key: str = Keys.SPLIT,
     key_added: str = Keys.NICHE,
     device: str | None = None,
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Map a student's niches from H&E and cell centres alone.
+    """Map a student's niches from H&E and cell centres alone, and say where not to trust them.
 
     What is missing is done first with what the student carries: image features by its encoder, at its crop size and
-    µm per pixel, and neighborhoods of its radius.
+    µm per pixel, and neighborhoods of its radius; and on a slide without any cells, :func:`nichekd.pp.segment_nuclei`.
+
+    A cell is out of distribution where its neighborhood's features are further from those of training than 99 % of
+    training tissue, see :class:`nichekd.models.TrainingRange`. Its probabilities can be high nevertheless: they say
+    which of the niches it is, granted that it is one of them.
 
     Parameters
     ----------
@@ -48,11 +57,14 @@ def predict_niches(
         From :func:`nichekd.tl.distill` or :meth:`nichekd.models.NicheStudent.load`.
     use_rep
         ``obsm`` key of the image features; default: those of the student's encoder.
+    min_confidence
+        Highest probability below which a cell gets no niche, in [0, 1]; ``None`` gives all cells one. A calibrated
+        student (:func:`nichekd.tl.calibrate`) is right as often as it says.
     split_key
         Column of ``obs`` whose parts neighborhoods don't cross; absent by its default name, there are no parts.
     key_added
         ``obs`` key of the labels; with another than ``"niche"``, say ``"niche_old"``, the others are ``old_logits``,
-        ``old_proba`` and ``niche_old_entropy``.
+        ``old_proba``, ``niche_old_entropy`` and ``niche_old_ood``.
     device
         Fabric's accelerator; default ``nk.settings.device``.
     table_key
@@ -65,8 +77,9 @@ def predict_niches(
     ``None``, or the new object. Writes
 
     - ``obsm["student_logits"]`` and ``obsm["student_proba"]``, float32 (n, K);
-    - ``obs["niche"]``, categorical, and ``obs["niche_entropy"]``, in [0, 1] (units of log K);
-    - ``uns["niche_colors"]`` and ``uns["nichekd"]["predict_niches"]``.
+    - ``obs["niche"]``, categorical, missing below ``min_confidence``; ``obs["niche_entropy"]``, in [0, 1] (units of
+      log K); ``obs["niche_ood"]``, over 1 out of distribution, unless the student is of an older version;
+    - ``uns["niche_colors"]`` and ``uns["nichekd"]["predict_niches"]``, with ``warnings``, if there are some.
 
     Raises
     ------
@@ -76,7 +89,14 @@ def predict_niches(
         If ``student`` is none.
     ValueError
         If the features are of another encoder or other weights, of another crop size or another µm per pixel than the
-        student's, or of another length.
+        student's, or of another length; if ``min_confidence`` is not in [0, 1].
+
+    Warns
+    -----
+    UserWarning
+        If the slide is another than those of training: more than 10 % of its cells are out of distribution; they have
+        1.5 times as many neighbors, or as few; its µm per pixel differ by more than 10 %; or the colour of its median
+        crop is beyond those of 90 % of the training crops.
     """
     from nichekd.models import NicheStudent
 
@@ -85,14 +105,26 @@ def predict_niches(
         raise TypeError(
             f"student is a {type(student).__name__}; it has to be a NicheStudent: nk.models.NicheStudent.load(folder)."
         )
+    if min_confidence is not None and not 0 <= min_confidence <= 1:
+        raise ValueError(f"min_confidence={min_confidence}; it is a probability, from 0 to 1.")
     data = working_copy(data, copy)
+    _find_cells(data, table_key)
     adata = get_table(data, table_key)
     use_rep = _student_rep(data, student, use_rep, device=device, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     check_features(adata, student, use_rep, features.shape[1])
     index = _student_neighborhoods(data, student, split_key=split_key, table_key=table_key)
-    write_student_niches(adata, student, index, features, device=device, key_added=key_added)
+    write_student_niches(
+        adata, student, index, features, device=device, key_added=key_added, min_confidence=min_confidence
+    )
     parameters = {"K": student.n_niches, "use_rep": use_rep, "radius": student.config.radius}
+    parameters |= {"min_confidence": min_confidence, "warnings": None}
+    if student.training_range is not None:
+        ood = adata.obs[Keys.ood(key_added)].to_numpy()
+        found = slide_warnings(data, adata, student, index, use_rep=use_rep, ood=ood)
+        for sentence in found:
+            warnings.warn(sentence, UserWarning, stacklevel=2)
+        parameters["warnings"] = found or None
     record(adata, "predict_niches", seconds=time.perf_counter() - started, **parameters)
     return data if copy else None
 
@@ -105,24 +137,40 @@ def write_student_niches(
     *,
     device: str | None,
     key_added: str = Keys.NICHE,
+    min_confidence: float | None = None,
 ) -> None:
     """Predict all cells and write the student's keys."""
-    import torch
-
     from nichekd.tl._fit import make_fabric
     from nichekd.tl._prediction import predict_logits
 
     fabric = make_fabric(device)
     logits = predict_logits(student, index, features, device=fabric.device, progress="predict")
     student.to("cpu")
-    proba = student.probabilities(torch.from_numpy(logits)).numpy()
-    logits_key, proba_key, entropy_key = Keys.student(key_added)
-    adata.obsm[logits_key], adata.obsm[proba_key] = logits, proba
-    write_labels(adata, key_added, logits.argmax(1), student.config.niche_names, n_niches=student.n_niches)
+    adata.obsm[Keys.student(key_added)[0]] = logits
+    entropy = write_probabilities(adata, student, logits, key_added=key_added)
+    codes = logits.argmax(1)
+    if min_confidence is not None:
+        unsure = adata.obsm[Keys.student(key_added)[1]].max(axis=1) < min_confidence
+        codes[unsure] = -1
+        log.info("%d of %d cells get no niche: none has a probability of %g", unsure.sum(), len(codes), min_confidence)
+    write_labels(adata, key_added, codes, student.config.niche_names, n_niches=student.n_niches)
     adata.uns[Keys.colors(key_added)] = list(student.config.niche_colors)
-    entropy = -(proba * np.log(np.maximum(proba, 1e-12))).sum(1) / np.log(student.n_niches)
-    adata.obs[entropy_key] = entropy.astype(np.float32)
+    if student.training_range is not None:
+        adata.obs[Keys.ood(key_added)] = student.training_range.score(neighborhood_means(student, index, features))
     log.info("niches of %d cells, mean entropy %.2f", len(logits), float(entropy.mean()))
+
+
+def write_probabilities(
+    adata: AnnData, student: NicheStudent, logits: NDArray[np.floating], *, key_added: str
+) -> NDArray[np.float32]:
+    """Write probabilities and entropy of ``logits`` (n, K); returns the entropy (n,), in units of log K."""
+    import torch
+
+    proba = student.probabilities(torch.from_numpy(logits)).numpy()
+    _, proba_key, entropy_key = Keys.student(key_added)
+    entropy = -(proba * np.log(np.maximum(proba, 1e-12))).sum(1) / np.log(student.n_niches)
+    adata.obsm[proba_key], adata.obs[entropy_key] = proba, entropy.astype(np.float32)
+    return entropy.astype(np.float32)
 
 
 def check_features(adata: AnnData, student: NicheStudent, use_rep: str, n_features: int) -> None:
@@ -145,6 +193,15 @@ def check_features(adata: AnnData, student: NicheStudent, use_rep: str, n_featur
         raise ValueError(
             f"obsm[{use_rep!r}] has {n_features} features; the student reads {student.config.n_features}. {advice}"
         )
+
+
+def _find_cells(data: AnnData | SpatialData, table_key: str) -> None:
+    """Segment nuclei where there is an image but no table."""
+    from nichekd import pp
+
+    if has_image(data) and not data.tables:  # type: ignore[union-attr]
+        log.info("no cells yet: segmenting nuclei")
+        pp.segment_nuclei(data, table_key=table_key)
 
 
 def _student_rep(

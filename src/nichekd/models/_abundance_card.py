@@ -1,0 +1,73 @@
+"""The model card of an abundance model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nichekd.models._card import UNI2
+
+if TYPE_CHECKING:
+    from nichekd.models._abundance_model import AbundanceConfig
+
+TEMPLATE = """\
+---
+library_name: nichekd
+license: {license_id}
+tags:
+- histology
+- spatial-transcriptomics
+- cell-type-abundance
+---
+
+# Abundances of {n_types} cell types from H&E
+
+Predicts how much there is of {names}, from image features of crops. Expression was looked at in training alone.
+
+| | |
+|---|---|
+| image encoder | {encoder} |
+| encoder's licence | {encoder_license} |
+| adapters in the encoder | {lora} |
+| crop | {crop} |
+| genes in training | {n_genes} |
+| training | {training} |
+
+## Use
+
+```python
+import nichekd as nk
+
+model = nk.models.AbundanceModel.load("this/folder")
+sdata = nk.io.paired(cells, "slide.svs")  # cells or spots: AnnData, centres in µm
+nk.pp.histology_features(sdata, encoder="{encoder}")
+nk.tl.predict_abundance(sdata, model)
+```
+
+## Limits
+
+For research only; not for diagnosis. The model knows the tissue, stain and scanner it was trained on, and the unit of
+its abundances is that of the training data.
+{derivative}"""
+
+
+def abundance_card(config: AbundanceConfig) -> str:
+    """Markdown with the hub's YAML header."""
+    features = config.features
+    encoder = str(features.get("encoder", "not recorded"))
+    crop = (
+        f"{features['crop_px']} px at {float(features['mpp']):.4g} µm/px" if "crop_px" in features else "not recorded"
+    )
+    lora = config.lora
+    adapters = "none" if lora is None else f"rank {lora.r}, in the last {lora.blocks} blocks"
+    return TEMPLATE.format(
+        license_id="cc-by-nc-nd-4.0" if encoder == "uni2" else "other",
+        n_types=len(config.types),
+        names=", ".join(config.types),
+        encoder=encoder,
+        encoder_license=str(features.get("license", "not recorded")),
+        lora=adapters,
+        crop=crop,
+        n_genes=len(config.genes) or "none",
+        training=", ".join(f"{name}: {value}" for name, value in config.training.items()) or "not recorded",
+        derivative=UNI2 if encoder == "uni2" else "",
+    )

@@ -1,0 +1,66 @@
+"""The model card of an aligned encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nichekd.models._card import UNI2
+
+if TYPE_CHECKING:
+    from nichekd.models._aligned_encoder import AlignedConfig
+
+TEMPLATE = """\
+---
+library_name: nichekd
+license: {license_id}
+tags:
+- histology
+- spatial-transcriptomics
+- representation-learning
+---
+
+# Image features ordered by genes
+
+Turns image features of cell-centred crops into features whose order of similarity follows that of gene expression
+(RankByGene). No gene is needed to use it.
+
+| | |
+|---|---|
+| image encoder | {encoder} |
+| encoder's licence | {encoder_license} |
+| crop | {crop} |
+| genes in training | {n_genes} |
+| training | {training} |
+
+## Use
+
+```python
+import nichekd as nk
+
+model = nk.models.AlignedEncoder.load("this/folder")
+nk.tl.embed_histology(slide, model)  # slide: cells with an H&E image
+```
+
+## Limits
+
+For research only; not for diagnosis. It knows the tissue, stain and scanner it was trained on.
+{derivative}"""
+
+
+def aligned_card(config: AlignedConfig) -> str:
+    """Markdown with the hub's YAML header."""
+    features = config.features
+    license_name = str(features.get("license", "not recorded"))
+    crop = (
+        f"{features['crop_px']} px at {float(features['mpp']):.4g} µm/px" if "crop_px" in features else "not recorded"
+    )
+    is_uni2 = str(features.get("encoder")) == "uni2"
+    return TEMPLATE.format(
+        license_id="cc-by-nc-nd-4.0" if is_uni2 else "other",
+        encoder=features.get("encoder", "not recorded"),
+        encoder_license=license_name,
+        crop=crop,
+        n_genes=len(config.genes),
+        training=", ".join(f"{name}: {value}" for name, value in config.training.items()) or "not recorded",
+        derivative=UNI2.replace("A student", "A model") if is_uni2 else "",
+    )

@@ -1,0 +1,126 @@
+"""What the training tissue looked like, so that a student can tell tissue of another kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WITHIN = 0.99  # share of training tissue, left out of the fit, that scores below 1
+FEWEST = 2  # cells that a covariance is taken of
+FLAT = 1e-6  # variance, relative to the largest, below which a direction has none but rounding
+
+
+class TrainingRange(nn.Module):
+    r"""How far a neighborhood is from those of training; 1 where all but 1 % of training tissue lies nearer.
+
+    .. math:: s(x) = \frac{1}{d_{99}} \min_k \sqrt{(x - \mu_k)^\top \Sigma^{-1} (x - \mu_k)}
+
+    with x the mean of a neighborhood's whitened features, :math:`\mu_k` that of the training cells of niche k, and
+    :math:`\Sigma` the covariance within niches: the Mahalanobis distance of :cite:`Lee2018`. Means and a covariance, not
+    the training cells themselves, among which the nearest would have to be found: they are as small for a million
+    cells as for a thousand, and a student that is shared carries nobody's cells.
+
+    Parameters
+    ----------
+    n_components
+        Length of x, C.
+    n_groups
+        Niches of all sections that the student was trained on, G.
+    """
+
+    means: Tensor
+    covariance: Tensor
+    limit: Tensor
+
+    def __init__(self, n_components: int, n_groups: int) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.zeros(n_groups, n_components))
+        self.register_buffer("covariance", torch.zeros(n_components, n_components))
+        self.register_buffer("limit", torch.ones(()))
+
+    @classmethod
+    def of(
+        cls,
+        rows: NDArray[np.floating],
+        groups: NDArray[np.integer],
+        *,
+        parts: NDArray[np.integer],
+        lone: NDArray[np.bool_],
+        before: TrainingRange | None = None,
+    ) -> TrainingRange:
+        """Of training cells.
+
+        Parameters
+        ----------
+        rows
+            Neighborhood means, (n, C).
+        groups
+            Niche of each, (n,).
+        parts
+            Parts of the tissue, (n,). The limit is the distance of cells of one part from the others, because cells
+            share neighborhoods with those beside them, and would look nearer than new tissue of the same kind.
+        lone
+            Cells whose neighborhoods hardly overlap, (n,): the covariance is theirs. To shrink it by how many there are,
+            they have to be counted once.
+        before
+            Range of the sections that the student was trained on earlier, which goes on to be in range.
+        """
+        rows = np.asarray(rows, dtype=np.float64)
+        distances = []
+        for part in np.unique(parts):
+            out = parts == part
+            if np.count_nonzero(lone & ~out) < FEWEST:
+                break
+            distances.append(_distances(rows[out], *_gaussians(rows[~out], groups[~out], lone[~out], before)))
+        means, covariance = _gaussians(rows, groups, lone, before)
+        if not distances:
+            distances.append(_distances(rows, means, covariance))
+        limit = float(np.quantile(np.concatenate(distances), WITHIN))
+        made = cls(rows.shape[1], len(means))
+        made.means.copy_(torch.from_numpy(means))
+        made.covariance.copy_(torch.from_numpy(covariance))
+        made.limit.fill_(max(limit, float(before.limit) if before is not None else 0.0, FLAT))
+        return made
+
+    def score(self, rows: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Distances of neighborhood means (n, C) in units of the limit, (n,)."""
+        distances = _distances(rows, self.means.double().numpy(), self.covariance.double().numpy())
+        return (distances / float(self.limit)).astype(np.float32)
+
+
+def _gaussians(
+    rows: NDArray[np.float64],
+    groups: NDArray[np.integer],
+    lone: NDArray[np.bool_],
+    before: TrainingRange | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means of the groups that have cells, (G, C), and the covariance within them, (C, C)."""
+    from sklearn.covariance import ledoit_wolf
+
+    _, code = np.unique(groups, return_inverse=True)
+    means = np.stack([rows[code == k].mean(axis=0) for k in range(code.max() + 1)])
+    covariance, _ = ledoit_wolf((rows - means[code])[lone], assume_centered=True)
+    if before is None:
+        return means, covariance
+    earlier = before.covariance.double().numpy()
+    return np.concatenate([before.means.double().numpy(), means]), (earlier + covariance) / 2
+
+
+def _distances(
+    rows: NDArray[np.floating], means: NDArray[np.float64], covariance: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Mahalanobis distance of each row from the nearest mean, (n,)."""
+    variance, axes = np.linalg.eigh(covariance)
+    kept = variance > FLAT * max(variance.max(), FLAT)
+    root = axes[:, kept] / np.sqrt(variance[kept])
+    nearest = np.full(len(rows), np.inf)
+    scaled = np.asarray(rows, dtype=np.float64) @ root
+    for mean in means @ root:
+        np.minimum(nearest, ((scaled - mean) ** 2).sum(axis=1), out=nearest)
+    return np.sqrt(nearest)

@@ -1,0 +1,165 @@
+"""The folder of an evaluation: what is finished stays finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nichekd._keys import Keys
+from nichekd._record import notes, plain
+from nichekd._resolve import centres_um, split_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from nichekd.tl._evaluation_methods import Outcome
+
+FORMAT = 1
+MANIFEST, LOCK, RUNS, TEACHER = "manifest.json", "writer.lock", "runs", "teacher"
+
+
+class EvaluationFolder:
+    """Finished runs, ``runs/K<K>_seed<seed>/<method>.npz``, and what they were made of, ``manifest.json``.
+
+    Parameters
+    ----------
+    path
+        The folder; ``None`` keeps everything in memory.
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = None if path is None else Path(path)
+        self._memory: dict[tuple[str, str], dict[str, NDArray[Any]]] = {}
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the folder.
+
+        Raises
+        ------
+        NotADirectoryError
+            If the path is a file.
+        RuntimeError
+            If another process holds it.
+        """
+        if self.path is None:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        if self.path.is_file():
+            raise NotADirectoryError(f"out={str(self.path)!r} is a file; name a folder.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as err:
+            raise RuntimeError(
+                f"Another process writes to out={str(self.path)!r}. Wait for it, or name another folder."
+            ) from err
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check(self, made_of: Mapping[str, Any]) -> None:
+        """Note what the results are made of.
+
+        Raises
+        ------
+        ValueError
+            If the folder's results are of other data or settings.
+        """
+        if self.path is None:
+            return
+        manifest = self.path / MANIFEST
+        wanted = {"format": FORMAT} | plain(made_of)
+        found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+        if differ := [key for key in wanted if key in found and found[key] != wanted[key]]:
+            what = "; ".join(f"{key} {found[key]!r}, now {wanted[key]!r}" for key in differ)
+            raise ValueError(
+                f"out={str(self.path)!r} holds results of something else: {what}. Name another folder, or remove it."
+            )
+        _replace(manifest, json.dumps(found | wanted, indent=1).encode())
+
+    def has(self, run: str, name: str) -> bool:
+        """Whether this part of the run is finished."""
+        return (run, name) in self._memory if self.path is None else self._file(run, name).is_file()
+
+    def keep(self, run: str, name: str, **arrays: Any) -> None:
+        """Keep arrays, all or nothing."""
+        arrays = {key: np.asarray(value) for key, value in arrays.items()}
+        if self.path is None:
+            self._memory[run, name] = arrays
+            return
+        import io
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        _replace(self._file(run, name), buffer.getvalue())
+
+    def arrays(self, run: str, name: str) -> dict[str, NDArray[Any]]:
+        """What was kept.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged.
+        """
+        if self.path is None:
+            return self._memory[run, name]
+        import zipfile
+
+        file = self._file(run, name)
+        try:
+            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as found:
+                return {key: found[key] for key in found.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as err:
+            raise ValueError(f"{file} is damaged ({err}). Remove it: the same call makes it again.") from err
+
+    def outcome(self, run: str, name: str) -> Outcome:
+        """A method's result."""
+        from nichekd.tl._evaluation_methods import Outcome
+
+        found = self.arrays(run, name)
+        return Outcome(found["labels"], found["proba"], found["calibrated"], float(found["seconds"]))
+
+    def _file(self, run: str, name: str) -> Path:
+        if self.path is None:
+            raise TypeError("an evaluation without a folder has no files")
+        return self.path / RUNS / run / f"{name}.npz"
+
+
+def cells_of(adata: AnnData, split_key: str) -> dict[str, Any]:
+    """What tells one data set from another: its cells and their split."""
+    digest = hashlib.sha256(np.ascontiguousarray(centres_um(adata), dtype="<f8").tobytes())
+    digest.update("\n".join(split_of(adata, split_key)).encode())
+    return {"cells": digest.hexdigest()[:16], "n_cells": adata.n_obs}
+
+
+def features_made_of(adata: AnnData, reps: Mapping[str, str]) -> dict[str, Any]:
+    """``features.<kind>``: key and fingerprint of each kind of features."""
+    known = notes(adata).get(Keys.FEATURES, {})
+    return {
+        f"features.{kind}": f"{rep} {known.get(rep, {}).get('fingerprint', '')}".strip() for kind, rep in reps.items()
+    }
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Write, so that there is the old file or the new one, never a part."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(f"{file.suffix}.new")
+    with new.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    new.replace(file)

@@ -1,0 +1,268 @@
+"""The runs of an evaluation on one data set."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from tqdm.auto import tqdm
+
+from nichekd._keys import Keys, Split
+from nichekd._labels import REFERENCE, labels_of, subset_mask
+from nichekd._record import notes
+from nichekd._resolve import get_table, split_of
+from nichekd._settings import settings
+from nichekd.pp._counts import has_counts
+from nichekd.tl._evaluation_folder import TEACHER, EvaluationFolder, cells_of, features_made_of
+from nichekd.tl._evaluation_methods import (
+    COLOR,
+    EXPRESSION,
+    FROZEN,
+    GENE_AWARE,
+    RANDOM,
+    SHUFFLED,
+    Run,
+    teach,
+    timed,
+)
+from nichekd.tl._evaluation_table import label_columns, scores, teacher_probe
+from nichekd.tl._inputs import check_n_niches, features_of, image_rep, neighborhood_index
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nichekd.models import NolanSettings
+    from nichekd.tl._evaluation_methods import Method
+    from nichekd.tl._fit import FitSettings
+
+log = logging.getLogger(__name__)
+
+SHUFFLED_REP = "X_shuffled"
+FEATURES, ENCODER = "features", "encoder"  # in the folder
+N_MARKERS = 5
+
+
+class Evaluation:
+    """Methods, K and seeds on one data set.
+
+    Parameters
+    ----------
+    data
+        Cells.
+    methods
+        To be compared.
+    K, seeds, cell_type_key, annotation_key, use_rep, encoder, weights, gene_aware, n_teachers, fit, nolan_fit, \
+    n_permutations, split_key, device, table_key
+        As in :func:`nichekd.tl.evaluate`.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        methods: Sequence[Method],
+        *,
+        K: Sequence[int],
+        seeds: Sequence[int],
+        cell_type_key: str | None,
+        annotation_key: str | None,
+        use_rep: str | None,
+        encoder: str | None,
+        weights: Any,
+        gene_aware: str,
+        n_teachers: int,
+        fit: FitSettings | None,
+        nolan_fit: NolanSettings | None,
+        n_permutations: int,
+        split_key: str,
+        device: str | None,
+        table_key: str,
+    ) -> None:
+        self.data, self.methods, self.all_k, self.seeds = data, methods, K, seeds
+        self.cell_type_key, self.annotation_key = cell_type_key, annotation_key
+        self.use_rep, self.encoder, self.weights = use_rep, encoder, weights
+        self.gene_aware, self.n_permutations = gene_aware, n_permutations
+        self.n_teachers, self.fit, self.nolan_fit = n_teachers, fit, nolan_fit
+        self.split_key, self.device, self.table_key = split_key, device, table_key
+        self.adata = get_table(data, table_key)
+
+    def check(self) -> None:
+        """What would otherwise fail after hours; splits the tissue where it is not."""
+        from nichekd import pp
+        from nichekd.tl._pathology_probe import check_annotated
+
+        if self.split_key == Keys.SPLIT and self.split_key not in self.adata.obs:
+            log.info("no split yet: four strips, the second is test")
+            pp.split(self.data, table_key=self.table_key)
+        n_train = int((split_of(self.adata, self.split_key) == Split.TRAIN).sum())
+        for n_niches in self.all_k:
+            check_n_niches(n_niches, n_train)
+        test = subset_mask(self.adata, Split.TEST, split_key=self.split_key)
+        if self.cell_type_key is not None:
+            types = labels_of(self.adata, self.cell_type_key, run="your cell typing")
+            if not (types.codes[test] >= 0).any():
+                raise ValueError(f"obs[{self.cell_type_key!r}] names the type of no test cell. Name another column.")
+        if self.annotation_key is not None:
+            check_annotated(self.adata, self.annotation_key, subset=Split.TEST, split_key=self.split_key)
+
+    def prepare(self, folder: EvaluationFolder) -> dict[str, str]:
+        """``obsm`` key of each kind of features that the methods read, made where it is missing.
+
+        Raises
+        ------
+        ValueError
+            If the folder's results are of another data set, of other features or settings.
+        """
+        adata, wanted = self.adata, {method.rep for method in self.methods}
+        folder.check(cells_of(adata, self.split_key))
+        if Keys.SCVI not in adata.obsm:
+            self._express(folder)
+        neighborhood_index(self.data, split_key=self.split_key, table_key=self.table_key)
+        reps: dict[str, str] = {EXPRESSION: Keys.SCVI}
+        if wanted & {FROZEN, SHUFFLED}:
+            reps[FROZEN] = self._frozen(folder)
+        last = notes(adata).get(Keys.LAST_REP)
+        for kind in (COLOR, RANDOM, GENE_AWARE):
+            if kind in wanted:
+                reps[kind] = Keys.features(kind)
+                if reps[kind] not in adata.obsm:
+                    encoder = self._gene_aware_encoder(folder) if kind == GENE_AWARE else kind
+                    self._encode(encoder, reps[kind], folder, kind)
+        if last is None:
+            notes(adata).pop(Keys.LAST_REP, None)
+        else:
+            notes(adata)[Keys.LAST_REP] = last  # floors are not what the user works with
+        fitted = {"n_teachers": self.n_teachers, "fit": self.fit, "nolan_fit": self.nolan_fit}
+        described = {name: "default" if value is None else str(value) for name, value in fitted.items()}
+        radius = round(float(notes(adata)[Keys.RADIUS]), 6)
+        folder.check({"radius": radius} | features_made_of(adata, reps) | described)
+        return reps
+
+    def _express(self, folder: EvaluationFolder) -> None:
+        """ScVI's latent, from the folder if an earlier call put it there."""
+        from nichekd import pp
+
+        if not folder.has(FEATURES, EXPRESSION):
+            pp.expression_features(self.data, split_key=self.split_key, seed=self.seeds[0], table_key=self.table_key)
+            folder.keep(FEATURES, EXPRESSION, latent=self.adata.obsm[Keys.SCVI])
+        self.adata.obsm[Keys.SCVI] = folder.arrays(FEATURES, EXPRESSION)["latent"]
+
+    def _frozen(self, folder: EvaluationFolder) -> str:
+        """``obsm`` key of the frozen encoder's features."""
+        adata = self.adata
+        if self.use_rep is not None or (self.encoder is None and notes(adata).get(Keys.LAST_REP) is not None):
+            return image_rep(self.data, self.use_rep, table_key=self.table_key)
+        encoder = self.encoder or settings.encoder
+        key = Keys.features(encoder.replace("/", "_"))
+        if key not in adata.obsm:
+            self._encode(encoder, key, folder, FROZEN, weights=self.weights)
+        return key
+
+    def _encode(self, encoder: Any, key: str, folder: EvaluationFolder, kind: str, **options: Any) -> None:
+        """Image features, in a store that a killed run goes on with."""
+        from nichekd import pp
+
+        log.info("no %s features yet", kind)
+        store = None if folder.path is None else folder.path / FEATURES / kind
+        pp.histology_features(
+            self.data, encoder=encoder, key_added=key, store=store, device=self.device, table_key=self.table_key,
+            **options,
+        )  # fmt: skip
+
+    def _gene_aware_encoder(self, folder: EvaluationFolder) -> Any:
+        from nichekd.models import Encoder
+        from nichekd.tl._gene_aware_encoder import gene_aware_encoder
+
+        kept = None if folder.path is None else folder.path / ENCODER
+        if kept is not None and kept.is_dir():
+            return Encoder.load(kept)
+        encoder = gene_aware_encoder(
+            self.data, encoder=self.gene_aware, split_key=self.split_key, seed=self.seeds[0], device=self.device,
+            table_key=self.table_key,
+        )  # fmt: skip
+        if kept is not None:
+            encoder.save(kept)
+        return encoder
+
+    def run(self, folder: EvaluationFolder, reps: Mapping[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Scores of each K, seed and method, and the niches of each teacher."""
+        rows, teachers = [], []
+        plan = [(n_niches, seed) for n_niches in self.all_k for seed in self.seeds]
+        bar = tqdm(
+            total=len(plan) * (1 + len(self.methods)), desc="evaluate", unit="run", disable=not settings.progress
+        )
+        for n_niches, seed in plan:
+            name = f"K{n_niches}_seed{seed}"
+            table = self._scratch(reps, seed)
+            run = Run(
+                table, n_niches, seed, dict(reps) | {SHUFFLED: SHUFFLED_REP},
+                {"split_key": self.split_key, "device": self.device}, self.fit, self.nolan_fit, self.n_teachers,
+            )  # fmt: skip
+            self._teach(folder, name, run)
+            bar.update()
+            about = {"K": n_niches, "seed": seed}
+            teachers.append(self._summary(table, about))
+            if self.annotation_key is not None:
+                probe = teacher_probe(table, annotation_key=self.annotation_key, split_key=self.split_key)
+                rows.append(about | probe)
+            for method in self.methods:
+                bar.set_postfix_str(f"{method.key}, K={n_niches}, seed {seed}")
+                rows.append(about | self._scored(folder, name, method, run))
+                bar.update()
+        bar.close()
+        return pd.DataFrame(rows), pd.concat(teachers, ignore_index=True)
+
+    def _scored(self, folder: EvaluationFolder, name: str, method: Method, run: Run) -> dict[str, Any]:
+        """A method's scores on test; it runs only if it is not finished."""
+        if not folder.has(name, method.key):
+            outcome = timed(method, run)
+            folder.keep(
+                name, method.key, labels=outcome.labels, proba=outcome.proba, calibrated=outcome.calibrated,
+                seconds=outcome.seconds,
+            )  # fmt: skip
+        return scores(
+            run.adata, method, folder.outcome(name, method.key), cell_type_key=self.cell_type_key,
+            annotation_key=self.annotation_key, n_permutations=self.n_permutations, split_key=self.split_key,
+        )  # fmt: skip
+
+    def _teach(self, folder: EvaluationFolder, name: str, run: Run) -> None:
+        """The teacher's logits and niches, on the scratch table."""
+        from nichekd.tl._write_niches import write_labels
+
+        table = run.adata
+        if not folder.has(name, TEACHER):
+            teach(run, run.seed)
+            folder.keep(name, TEACHER, logits=table.obsm[Keys.logits(Keys.TEACHER)])
+        logits = folder.arrays(name, TEACHER)["logits"]
+        table.obsm[Keys.logits(Keys.TEACHER)] = logits
+        write_labels(table, REFERENCE, logits.argmax(1), n_niches=run.n_niches)
+
+    def _scratch(self, reps: Mapping[str, str], seed: int) -> AnnData:
+        """A table that shares features and graphs with the user's, and nothing else: runs leave no trace there."""
+        kept = label_columns(self.adata, self.cell_type_key, self.annotation_key)
+        table = AnnData(obs=self.adata.obs[[*dict.fromkeys([self.split_key, *kept])]].copy())
+        for key in (Keys.SPATIAL, *reps.values()):
+            table.obsm[key] = self.adata.obsm[key]
+        if any(method.rep == SHUFFLED for method in self.methods):
+            order = np.random.default_rng(seed).permutation(self.adata.n_obs)
+            table.obsm[SHUFFLED_REP] = np.asarray(features_of(self.adata, reps[FROZEN], run="…"))[order]
+        for key in (Keys.CONNECTIVITIES, Keys.DISTANCES):
+            if key in self.adata.obsp:
+                table.obsp[key] = self.adata.obsp[key]
+        table.uns[Keys.UNS] = copy.deepcopy(dict(notes(self.adata)))
+        return table
+
+    def _summary(self, table: AnnData, about: dict[str, int]) -> pd.DataFrame:
+        """The niches of this teacher; markers where the counts are at hand."""
+        from nichekd.tl._niche_summary import niche_summary
+
+        whole = self.adata
+        shown = AnnData(X=whole.X, obs=table.obs, var=whole.var[[]], obsp=dict(table.obsp))
+        with_counts = has_counts(whole)
+        if not with_counts:
+            log.warning("X holds no counts: no marker genes of the teacher's niches")
+        summary = niche_summary(shown, cell_type_key=self.cell_type_key, n_markers=N_MARKERS if with_counts else 0)
+        return summary.assign(**about, usage_entropy=summary.attrs["usage_entropy"])

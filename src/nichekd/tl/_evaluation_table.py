@@ -1,0 +1,125 @@
+"""From finished runs to the tables: scores of each run, then mean and standard deviation."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nichekd._calibration import brier_score, expected_calibration_error
+from nichekd._keys import Keys
+from nichekd._labels import REFERENCE, labels_of, subset_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from nichekd.tl._evaluation_methods import Method, Outcome
+
+log = logging.getLogger(__name__)
+
+SCORES = ("ARI", "NMI", "JSD", "macro_f1", "ECE", "Brier", "ECE_calibrated", "Brier_calibrated", "seconds")
+#: files, and the scores in each
+PARTS = {
+    "agreement.csv": ("ARI", "NMI"),
+    "composition.csv": ("JSD", "p_value", "n_matched", "n_unmatched"),
+    "probe.csv": ("macro_f1",),
+    "calibration.csv": ("ECE", "Brier", "ECE_calibrated", "Brier_calibrated"),
+}
+
+
+class Tables(NamedTuple):
+    """Results of an evaluation: means over seeds, scores of each seed, and niches of each teacher."""
+
+    means: pd.DataFrame
+    runs: pd.DataFrame
+    teachers: pd.DataFrame
+
+
+def scores(
+    adata: AnnData,
+    method: Method,
+    outcome: Outcome,
+    *,
+    cell_type_key: str | None,
+    annotation_key: str | None,
+    n_permutations: int,
+    split_key: str,
+) -> dict[str, Any]:
+    """Of one method, on the test cells of a table that holds the teacher's niches."""
+    from nichekd.tl._agreement import agreement
+    from nichekd.tl._composition_divergence import composition_divergence
+    from nichekd.tl._pathology_probe import pathology_probe
+
+    n_names = max(len(adata.obs[REFERENCE].cat.categories), int(outcome.labels.max()) + 1)
+    adata.obs[method.key] = pd.Categorical.from_codes(outcome.labels, categories=[str(k) for k in range(n_names)])
+    at: dict[str, Any] = {"keys": [method.key], "split_key": split_key}
+    found = agreement(adata, **at).iloc[0].to_dict()
+    if cell_type_key is not None:
+        divergence = composition_divergence(adata, cell_type_key=cell_type_key, n_permutations=n_permutations, **at)
+        found |= divergence.drop(columns=["key", "n_cells"]).iloc[0].to_dict()
+    if annotation_key is not None:
+        probe = pathology_probe(adata, annotation_key=annotation_key, **at)
+        found["macro_f1"] = probe["macro_f1"].iloc[0]
+    test = subset_mask(adata, "test", split_key=split_key)
+    truth = labels_of(adata, REFERENCE).codes[test]
+    for proba, suffix in ((outcome.proba, ""), (outcome.calibrated, "_calibrated")):
+        if proba.size:
+            here = proba[test].astype(np.float64)
+            found[f"ECE{suffix}"] = expected_calibration_error(here, truth)
+            found[f"Brier{suffix}"] = brier_score(here, truth)
+    return {"role": method.role, **found, "seconds": outcome.seconds}
+
+
+def teacher_probe(adata: AnnData, *, annotation_key: str, split_key: str) -> dict[str, Any]:
+    """The teacher's own row: it agrees with itself, but not with the pathologist."""
+    from nichekd.tl._pathology_probe import pathology_probe
+
+    probe = pathology_probe(adata, annotation_key=annotation_key, keys=[REFERENCE], split_key=split_key)
+    return {"key": REFERENCE, "role": "reference", "macro_f1": probe["macro_f1"].iloc[0]}
+
+
+def averaged(runs: pd.DataFrame, *, over: str) -> pd.DataFrame:
+    """Mean, standard deviation (``<score>_sd``, of the sample) and number of runs, a row per K and method.
+
+    ``p_value`` is the largest of the runs, ``n_matched`` and ``n_unmatched`` their means.
+    """
+    rows = []
+    for (n_niches, key), group in runs.groupby(["K", "key"], sort=False):
+        row: dict[str, Any] = {"K": n_niches, "key": key, "role": group["role"].iloc[0]}
+        for name in SCORES:
+            if name in group:
+                row[name] = group[name].mean()
+                row[f"{name}_sd"] = group[name].std(ddof=1)
+            if name == "JSD" and "p_value" in group:
+                row["p_value"] = group["p_value"].max()
+                row |= {count: group[count].mean() for count in ("n_matched", "n_unmatched")}
+        row |= {"n_cells": int(group["n_cells"].max(skipna=True)) if group["n_cells"].notna().any() else 0}
+        rows.append(row | {f"n_{over}": len(group)})
+    table = pd.DataFrame(rows)
+    return table.drop(columns=[name for name in table if table[name].isna().all() and not name.endswith("_sd")])
+
+
+def write_tables(tables: Tables, out: Path) -> None:
+    """``evaluation.csv``, ``runs.csv``, ``teachers.csv``, and of the first the paper's tables, each a file."""
+    table = tables.means
+    written = {"evaluation.csv": table, "runs.csv": tables.runs, "teachers.csv": tables.teachers}
+    index = [name for name in ("dataset", "K", "key", "role") if name in table]
+    counts = [name for name in ("n_cells", "n_seeds", "n_datasets") if name in table]
+    for name, columns in PARTS.items():
+        with_sd = [full for column in columns for full in (column, f"{column}_sd") if full in table]
+        if with_sd:
+            written[name] = table.loc[table[with_sd[0]].notna(), index + with_sd + counts]
+    out.mkdir(parents=True, exist_ok=True)
+    for name, frame in written.items():
+        frame.to_csv(out / name, index=False, float_format="%.6g")
+    log.info("tables in %s: %s", out, ", ".join(written))
+
+
+def label_columns(adata: AnnData, *columns: str | None) -> Sequence[str]:
+    """Columns of ``obs`` that the scores read, besides the split."""
+    return [column for column in columns if column is not None and column in adata.obs and column != Keys.SPLIT]

@@ -1,0 +1,183 @@
+"""Training of RankByGene: Lightning Fabric, an exact moving average, batches of cells from all over the tissue."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from nichekd._settings import settings as package_settings
+from nichekd._triplets import draw_triplets, gaps, order_agreement, unit_rows
+from nichekd.models._rank_by_gene import rank_by_gene_loss
+from nichekd.tl._batches import validation_part
+from nichekd.tl._fit import History, learning_rate_factor, make_fabric
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from nichekd.models._rank_by_gene import RankByGeneNetwork
+    from nichekd.tl._rank_by_gene_data import Losses, RankByGeneSettings, Task
+
+log = logging.getLogger(__name__)
+
+CHECK_EVERY = 25  # batches after which the held-back cells are looked at, at an epoch's end
+FEWEST_HELD_BACK = 32  # fewer would decide by chance
+N_TRIPLETS = 20_000
+
+
+def fit_rank_by_gene(
+    network: RankByGeneNetwork, task: Task, losses: Losses, *, fit: RankByGeneSettings, seed: int, device: str | None
+) -> History:
+    """Train ``network`` in place; its teacher is the result, with the weights that ordered held-back cells best.
+
+    Returns
+    -------
+    Mean loss and terms, and the order agreement of the held-back cells, an entry an epoch.
+    """
+    rng, everyone = np.random.default_rng(seed), np.arange(len(task.library))
+    fitted, held_back = validation_part(task.xy, everyone, share=fit.validation, margin=fit.margin, rng=rng)
+    check = HeldBack(task, held_back, rng) if len(held_back) >= FEWEST_HELD_BACK else None
+    run = _Run(network, task, losses, fitted if check else everyone, fit, rng, seed, device)
+    if check:
+        check.look(network, run.fabric.device)
+    history, since = History(), 0
+    bar = tqdm(total=run.n_epochs * run.steps, desc="rank by gene", unit="batch", disable=not package_settings.progress)
+    for epoch in range(run.n_epochs):
+        means = run.epoch(bar)
+        since += run.steps
+        if check and (since >= CHECK_EVERY or epoch + 1 == run.n_epochs):
+            check.look(network, run.fabric.device)
+            since = 0
+        history.add(epoch=epoch + 1, train_loss=means.pop("loss"), **means, **(check.entry() if check else {}))
+    bar.close()
+    if check:
+        network.teacher.load_state_dict(check.best_state)
+        log.info("rank by gene: order agreement of held-back cells %.3f, at the start %.3f", check.best, check.first)
+    network.eval().requires_grad_(False).to("cpu")
+    return history
+
+
+class HeldBack:
+    """Training cells that do not teach: how well the teacher orders them, and its weights when it did best."""
+
+    def __init__(self, task: Task, cells: NDArray[np.intp], rng: np.random.Generator) -> None:
+        self.task, self.cells = task, cells
+        self.triplets = draw_triplets(len(cells), N_TRIPLETS, rng)
+        self.wanted = gaps(unit_rows(task.target[cells]), self.triplets)
+        self.last = self.first = self.best = float("nan")
+        self.best_state: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def look(self, network: RankByGeneNetwork, device: torch.device) -> None:
+        """Judge the teacher as it is now."""
+        found = []
+        network.teacher.eval()
+        for part in np.array_split(self.cells, max(1, len(self.cells) // 256)):
+            weak = self.task.views.plain(part)
+            found.append(network.teacher(weak.to(device)).float().cpu())
+        self.last, _ = order_agreement(gaps(unit_rows(torch.cat(found).numpy()), self.triplets), self.wanted)
+        if not self.best_state:
+            self.first = self.last
+        if not self.best_state or self.last > self.best:
+            self.best, self.best_state = self.last, copy.deepcopy(network.teacher.state_dict())
+
+    def entry(self) -> dict[str, float]:
+        """For the history."""
+        return {"validation_agreement": self.last}
+
+
+class _Run:
+    """Optimizer, schedule and sources of chance of one training."""
+
+    def __init__(
+        self,
+        network: RankByGeneNetwork,
+        task: Task,
+        losses: Losses,
+        fitted: NDArray[np.intp],
+        fit: RankByGeneSettings,
+        rng: np.random.Generator,
+        seed: int,
+        device: str | None,
+    ) -> None:
+        self.network, self.task, self.losses, self.fitted, self.fit, self.rng = network, task, losses, fitted, fit, rng
+        self.fabric = make_fabric(device, precision=fit.precision)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.steps = max(1, len(fitted) // fit.batch_size)  # batches an epoch
+        self.n_epochs = max(fit.max_epochs, math.ceil(fit.min_steps * fit.accumulate / self.steps))
+        total = self.n_epochs * self.steps / fit.accumulate
+        optimizer = torch.optim.AdamW(_parameter_groups(network, fit), weight_decay=fit.weight_decay)
+        self.wrapped, self.optimizer = self.fabric.setup(network, optimizer)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate_factor(min(1.0, step / total), fit.warmup)
+        )
+        self.per_block = fit.cells_per_block if "neighborhood" in losses.scales else None
+        self.n_batches = 0
+
+    def epoch(self, bar: Any) -> dict[str, float]:
+        """Once through the cells; mean of the loss and its terms."""
+        _train_mode(self.network)
+        seen: list[dict[str, Tensor]] = []
+        for cells, block in self.task.batches(self.fitted, self.fit.batch_size, self.per_block, self.rng):
+            terms = self.loss(cells, block)
+            self.fabric.backward(terms["loss"] / self.fit.accumulate)
+            self.n_batches += 1
+            if self.n_batches % self.fit.accumulate == 0:
+                self.step()
+            seen.append({name: term.detach() for name, term in terms.items()})
+            bar.update()
+        return {name: torch.stack([terms[name] for terms in seen]).mean().item() for name in seen[0]}
+
+    def step(self) -> None:
+        """Of the optimizer, and then of the teacher."""
+        self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.fit.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        self.network.update_teacher()
+
+    def loss(self, cells: NDArray[np.intp], block: NDArray[np.int64]) -> dict[str, Tensor]:
+        """And its terms, of one batch."""
+        strong, weak = self.task.views(cells, self.generator)
+        expression = torch.from_numpy(self.task.expression[cells])
+        target = torch.from_numpy(self.task.target[cells])
+        strong, weak, expression, target = self.fabric.to_device((strong, weak, expression, target))
+        student, taught, genes = (projection.float() for projection in self.wrapped(strong, weak, expression))
+        parts = {"neighborhood": block, "slide": self.task.library[cells], "across": np.zeros_like(block)}
+        terms = rank_by_gene_loss(
+            self.network,
+            (student, taught, genes),
+            target,
+            [torch.from_numpy(parts[scale]) for scale in self.losses.scales],
+            temperature=self.losses.temperature,
+            rank_weight=self.losses.rank_weight,
+            distill_weight=self.losses.distill_weight,
+            kind=self.losses.kind,
+            n_pairs=self.fit.n_pairs,
+            generator=self.generator,
+        )
+        self.network.remember(genes, taught)
+        return terms
+
+
+def _parameter_groups(network: RankByGeneNetwork, fit: RankByGeneSettings) -> list[dict[str, Any]]:
+    backbone = [] if network.student.backbone is None else list(network.student.backbone.parameters())
+    slow = {id(p) for p in backbone}
+    heads = [p for part in (network.student, network.genes) for p in part.parameters() if id(p) not in slow]
+    groups = [{"params": heads, "lr": fit.learning_rate}]
+    if backbone:
+        groups.append({"params": backbone, "lr": fit.backbone_learning_rate})
+    return groups
+
+
+def _train_mode(network: RankByGeneNetwork) -> None:
+    """Training, but for the backbone's batch norms: statistics of a few crops would be worse than those it has."""
+    network.train()
+    if network.student.backbone is not None:
+        network.student.backbone.eval()

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+import nichekd as nk
+from nichekd._calibration import expected_calibration_error
+from nichekd.models import NicheStudent
+from nichekd.tl import FitSettings
+
+
+@pytest.fixture(scope="module")
+def distilled(section, quick_nolan):
+    """A student that trained long enough to be too sure, and what it held out."""
+    adata = section.copy()
+    nk.tl.nolan(adata, 3, use_rep="X_pca", fit=quick_nolan)
+    fit = FitSettings(max_epochs=6, min_steps=0, batch_size=96, n_components=16, validation=0.15)
+    return adata, nk.tl.distill(adata, use_rep="X_image", fit=fit)
+
+
+@pytest.fixture
+def student(distilled, tmp_path):
+    """Each test its own, uncalibrated."""
+    return NicheStudent.load(distilled[1].save(tmp_path / "student"))
+
+
+def test_lowers_the_error_where_it_was_fitted(distilled, student):
+    adata = distilled[0].copy()
+    factor = nk.tl.calibrate(adata, student)
+    noted = adata.uns["nichekd"]["calibrate"]
+    assert factor == student.config.calibration == noted["factor"]
+    held_out = adata.uns["nichekd"]["distill"]["held_out"]
+    truth = adata.obs["niche_teacher"].cat.codes.to_numpy()[held_out["cells"]]
+    proba = softmax(held_out["logits"] / (student.config.temperature * factor), axis=1)
+    assert noted["ece_after"] == pytest.approx(expected_calibration_error(proba, truth))
+    assert noted["n_cells"] == len(truth)
+
+
+def test_held_out_cells_trained_nobody(distilled):
+    adata, _ = distilled
+    cells = adata.uns["nichekd"]["distill"]["held_out"]["cells"]
+    assert (adata.obs["split"].to_numpy()[cells] == "train").all()
+    assert len(np.unique(cells)) == len(cells) > 50
+
+
+def test_labels_stay_and_probabilities_are_rewritten(distilled, student):
+    adata = distilled[0].copy()
+    labels, logits = adata.obs["niche"].copy(), adata.obsm["student_logits"].copy()
+    student.configure(calibration=1.0)
+    factor = nk.tl.calibrate(adata, student, subset="test")
+    assert (adata.obs["niche"] == labels).all()
+    expected = softmax(logits / (student.config.temperature * factor), axis=1)
+    np.testing.assert_allclose(adata.obsm["student_proba"], expected, atol=1e-5)
+    entropy = -(expected * np.log(expected)).sum(1) / np.log(3)
+    np.testing.assert_allclose(adata.obs["niche_entropy"], entropy, atol=1e-4)
+
+
+def test_the_factor_travels_with_the_student(distilled, student, tmp_path):
+    adata = distilled[0].copy()
+    factor = nk.tl.calibrate(adata, student)
+    assert NicheStudent.load(student.save(tmp_path / "calibrated")).config.calibration == factor
+
+
+def test_undoes_logits_that_are_too_sharp(distilled, student):
+    adata = distilled[0].copy()
+    before = nk.tl.calibrate(adata, student, subset="test")
+    adata.obsm["student_logits"] = adata.obsm["student_logits"] * 3
+    assert nk.tl.calibrate(adata, student, subset="test") == pytest.approx(3 * before, rel=1e-3)
+
+
+def test_survives_a_reload(distilled, student, tmp_path):
+    import anndata
+
+    adata = distilled[0].copy()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    again = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    assert nk.tl.calibrate(again, student) == pytest.approx(nk.tl.calibrate(adata, student))
+
+
+def test_nothing_held_out(section, student, taught):
+    adata = taught[0].copy()
+    adata.uns["nichekd"]["distill"].pop("held_out", None)
+    with pytest.raises(KeyError, match="no held-out cells"):
+        nk.tl.calibrate(adata, student)
+
+
+def test_unknown_niches(distilled, student):
+    adata = distilled[0].copy()
+    adata.obs["other"] = "tumour"
+    with pytest.raises(ValueError, match=r"niches \['tumour'\] that the student does not know"):
+        nk.tl.calibrate(adata, student, reference="other")
+
+
+def test_reference_labels_none_of_the_cells(distilled, student):
+    adata = distilled[0].copy()
+    adata.obs["partial"] = adata.obs["niche_teacher"].where(adata.obs["split"] == "train")
+    with pytest.raises(ValueError, match="labels none of the"):
+        nk.tl.calibrate(adata, student, reference="partial", subset="test")
+
+
+def test_missing_reference(distilled, student):
+    adata = distilled[0].copy()
+    del adata.obs["niche_teacher"]
+    with pytest.raises(KeyError, match="niche_teacher"):
+        nk.tl.calibrate(adata, student)

@@ -1,0 +1,235 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+import nichekd as nk
+from nichekd.models import NolanSettings
+from nichekd.tl import FitSettings
+
+FEW = ("niche", "niche_histology_leiden", "niche_shuffled")
+SHORT = {
+    "fit": FitSettings(max_epochs=2, min_steps=0, batch_size=192, n_components=8, validation=0.15),
+    "nolan_fit": NolanSettings(n_steps=5, n_warm_start=25, batch_size=64),
+}
+
+
+@pytest.fixture(scope="module")
+def cells(section):
+    """Cells with image features, expression features, types, and two strips of annotation."""
+    adata = section.copy()
+    adata.obsm["X_scVI"] = adata.obsm["X_pca"]
+    along = adata.obsm["spatial"][:, 0]
+    adata.obs["pathology"] = np.where(along % 300 < 150, "tumour", "stroma")
+    return adata
+
+
+def run(adata, **kwargs):
+    given = {"K": 3, "seeds": 0, "use_rep": "X_image", "methods": FEW, "n_permutations": 99} | SHORT | kwargs
+    return nk.tl.evaluate(adata, **given)
+
+
+@pytest.fixture(scope="module")
+def finished(cells, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluation") / "out"
+    table = run(cells, seeds=(0, 1), cell_type_key="cell_type", annotation_key="pathology", out=out)
+    return out, table
+
+
+def test_a_row_per_method(finished):
+    _, table = finished
+    assert table["key"].tolist() == ["niche_teacher", *FEW]
+    assert table["role"].tolist() == ["reference", "method", "baseline", "floor"]
+    assert (table["n_seeds"] == 2).all()
+    judged = table.set_index("key").loc[list(FEW)]
+    for score in ("ARI", "NMI", "JSD", "macro_f1"):
+        assert judged[score].notna().all()
+        assert judged[f"{score}_sd"].notna().all()
+    assert judged.loc["niche", "ARI"] > judged.loc["niche_shuffled", "ARI"]
+    assert judged["ECE"].notna().tolist() == [True, False, True]
+
+
+def test_mean_and_sd_are_of_the_runs(finished):
+    out, table = finished
+    ari = pd.read_csv(out / "runs.csv").query("key == 'niche'")["ARI"]
+    row = table.set_index("key").loc["niche"]
+    assert row["ARI"] == pytest.approx(ari.mean(), rel=1e-5)
+    assert row["ARI_sd"] == pytest.approx(ari.std(ddof=1), rel=1e-4)
+
+
+def test_scores_are_those_of_the_labels_on_test(finished, cells):
+    out, _ = finished
+    test = (cells.obs["split"] == "test").to_numpy()
+    with np.load(out / "runs/K3_seed1/niche.npz") as kept, np.load(out / "runs/K3_seed1/teacher.npz") as teacher:
+        expected = adjusted_rand_score(teacher["logits"].argmax(1)[test], kept["labels"][test])
+    runs = pd.read_csv(out / "runs.csv").query("key == 'niche' and seed == 1")
+    assert runs["ARI"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_writes_the_tables(finished):
+    out, table = finished
+    names = {"evaluation", "agreement", "composition", "probe", "calibration", "runs", "teachers"}
+    assert names <= {file.stem for file in out.glob("*.csv")}
+    agreement = pd.read_csv(out / "agreement.csv")
+    assert agreement["key"].tolist() == list(FEW)
+    assert agreement["ARI"].tolist() == pytest.approx(table.set_index("key").loc[list(FEW), "ARI"].tolist(), rel=1e-5)
+    assert pd.read_csv(out / "probe.csv")["key"].tolist() == ["niche_teacher", *FEW]
+    teachers = pd.read_csv(out / "teachers.csv")
+    assert {"niche", "coherence", "markers", "cell_types", "usage_entropy", "K", "seed"} <= set(teachers)
+
+
+def test_finished_runs_are_not_done_again(finished, cells, monkeypatch):
+    out, table = finished
+
+    def never(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    for name in ("_nolan.nolan", "_distill.distill", "_histology_leiden.histology_leiden"):
+        monkeypatch.setattr(f"nichekd.tl.{name}", never)
+    again = run(cells, seeds=(0, 1), cell_type_key="cell_type", annotation_key="pathology", out=out)
+    pd.testing.assert_frame_equal(again, table)
+
+
+def test_goes_on_after_an_interruption(finished, cells, tmp_path, monkeypatch):
+    out, table = finished
+    half = shutil.copytree(out, tmp_path / "half")
+    (half / "runs/K3_seed1/niche_shuffled.npz").unlink()
+    again = run(cells, seeds=(0, 1), cell_type_key="cell_type", annotation_key="pathology", out=half)
+    scores = ["ARI", "NMI", "JSD", "macro_f1", "ECE"]
+    pd.testing.assert_frame_equal(again[scores], table[scores])
+
+
+def test_damaged_run(finished, cells, tmp_path):
+    broken = shutil.copytree(finished[0], tmp_path / "broken")
+    file = broken / "runs/K3_seed0/niche.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"niche\.npz is damaged"):
+        run(cells, seeds=(0, 1), out=broken)
+
+
+def test_folder_of_another_data_set(finished, cells, tmp_path):
+    other = shutil.copytree(finished[0], tmp_path / "other")
+    with pytest.raises(ValueError, match="results of something else: n_cells|results of something else: cells"):
+        run(cells[:-1].copy(), out=other)
+
+
+def test_folder_in_use(finished, cells):
+    from filelock import FileLock
+
+    with FileLock(finished[0] / "writer.lock"), pytest.raises(RuntimeError, match="Another process"):
+        run(cells, out=finished[0])
+
+
+def test_out_is_a_file(cells, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        run(cells, out=tmp_path / "file")
+
+
+def test_leaves_no_labels_in_the_table(finished, cells):
+    assert not [name for name in cells.obs if str(name).startswith("niche") and name != "niche_true"]
+    assert list(cells.uns["nichekd"]["evaluate"]["methods"]) == list(FEW)
+
+
+def test_many_data_sets(cells, tmp_path):
+    cells.write_h5ad(tmp_path / "first.h5ad")
+    keys = ("niche_histology_leiden", "niche_own_crop")
+    table = run({"first": tmp_path / "first.h5ad", "second": cells}, methods=keys, out=tmp_path / "out")
+    assert table["dataset"].tolist() == ["first"] * 2 + ["second"] * 2 + ["mean"] * 2
+    each, mean = table[table["dataset"] != "mean"], table[table["dataset"] == "mean"]
+    assert mean["ARI"].tolist() == pytest.approx(each.groupby("key", sort=False)["ARI"].mean().tolist())
+    assert (mean["n_datasets"] == 2).all()
+    assert (tmp_path / "out/second/agreement.csv").is_file()
+    assert set(pd.read_csv(tmp_path / "out/agreement.csv")["dataset"]) == {"first", "second", "mean"}
+
+
+def test_splits_what_is_not(section):
+    adata = section.copy()
+    del adata.obs["split"]
+    adata.obsm["X_scVI"] = adata.obsm["X_pca"]
+    sdata = nk.datasets.simulate(1500, K=3, seed=0, image=True)
+    sdata["table"].obsm["X_image"] = adata.obsm["X_image"]
+    sdata["table"].obsm["X_scVI"] = adata.obsm["X_pca"]
+    table = run(sdata, methods=["niche_histology_leiden", "niche_color"])
+    assert set(sdata["table"].obs["split"]) == {"train", "test", "buffer"}
+    assert table["key"].tolist() == ["niche_histology_leiden", "niche_color"]
+    assert sdata["table"].uns["nichekd"].get("use_rep") != "X_color"
+
+
+def test_fewer_niches_than_k(cells):
+    table = run(cells, K=12, methods=["niche_histology_leiden"], cell_type_key="cell_type")
+    assert table["n_matched"].item() <= 12
+    assert 0 <= table["JSD"].item() <= 1
+
+
+def test_cell_types_with_missing_values(cells):
+    adata = cells.copy()
+    types = adata.obs["cell_type"].astype(object)
+    types.iloc[::3] = np.nan
+    adata.obs["some"] = pd.Categorical(types)
+    table = run(adata, methods=["niche_histology_leiden"], cell_type_key="some")
+    assert table["JSD"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"K": (3, 3)}, ValueError, r"K=\[3, 3\]: name at least one, each once"),
+        ({"K": ()}, ValueError, "name at least one"),
+        ({"K": (2.5,)}, TypeError, "whole numbers"),
+        ({"K": 1}, ValueError, "K=1"),
+        ({"seeds": (0, 0)}, ValueError, "seeds"),
+        ({"methods": ["nope"]}, ValueError, "no method"),
+        ({"methods": []}, ValueError, "at least one"),
+        ({"cell_type_key": "nope"}, KeyError, "nope"),
+        ({"annotation_key": "nope"}, KeyError, "nope"),
+        ({"use_rep": "X_nope"}, KeyError, "X_nope"),
+        ({"split_key": "nope"}, KeyError, "nope"),
+    ],
+)
+def test_bad_input(cells, kwargs, error, match):
+    with pytest.raises(error, match=match):
+        run(cells, **kwargs)
+
+
+def test_no_annotation_in_the_test_strip(cells):
+    adata = cells.copy()
+    adata.obs["elsewhere"] = adata.obs["pathology"].where(adata.obs["split"] == "train")
+    with pytest.raises(ValueError, match="by split"):
+        run(adata, annotation_key="elsewhere")
+
+
+def test_no_cell_type_in_the_test_strip(cells):
+    adata = cells.copy()
+    adata.obs["elsewhere"] = adata.obs["cell_type"].where(adata.obs["split"] == "train")
+    with pytest.raises(ValueError, match="no test cell"):
+        run(adata, cell_type_key="elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "match"),
+    [
+        ({}, ValueError, "no data set"),
+        (["a.h5ad", "b/a.h5ad"], ValueError, "same name"),
+        ("nowhere", FileNotFoundError, "nowhere"),
+        ({"x": "nowhere.h5ad"}, FileNotFoundError, "nowhere"),
+        ({"x": 3}, TypeError, "int"),
+    ],
+)
+def test_bad_data_sets(data, error, match):
+    with pytest.raises(error, match=match):
+        run(data)
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(ValueError, match="holds no"):
+        run(tmp_path)
+
+
+def test_manifest_says_what_it_is_of(finished, cells):
+    manifest = json.loads((finished[0] / "manifest.json").read_text())
+    assert manifest["n_cells"] == cells.n_obs
+    assert manifest["radius"] == pytest.approx(cells.uns["nichekd"]["radius"])
