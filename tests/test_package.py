@@ -93,8 +93,8 @@ def test_arguments_after_the_data_are_named(name):
     assert parameters[0].name in {"data", "sdata"}
     assert "table_key" in inspect.signature(function).parameters
     positional = {p.name for p in parameters[1:] if p.kind is not p.KEYWORD_ONLY}
-    # beside the number of niches, and the student in predict_niches(data, student)
-    assert positional <= {"K", "student"}
+    # beside the number of niches, the student in predict_niches(data, student), the model in predict_abundance(data, model)
+    assert positional <= {"K", "student", "model"}
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))

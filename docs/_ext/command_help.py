@@ -19,9 +19,10 @@ WIDTH = "92"
 
 
 class CommandHelp(SphinxDirective):
-    """Its argument is the command."""
+    """Its arguments are the command, and its subcommand where it has some."""
 
     required_arguments = 1
+    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """Run it."""

@@ -53,7 +53,9 @@ def draw_from_graph(graph: csr_matrix, n_triplets: int, rng: np.random.Generator
 
 def unit_rows(values: NDArray[np.floating]) -> NDArray[np.float32]:
     """Rows less their mean row, of length 1; a row that is the mean stays 0."""
-    centred = np.asarray(values, dtype=np.float32) - np.asarray(values, dtype=np.float64).mean(axis=0).astype(np.float32)
+    centred = np.asarray(values, dtype=np.float32) - np.asarray(values, dtype=np.float64).mean(axis=0).astype(
+        np.float32
+    )
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     return np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
 

@@ -91,7 +91,7 @@ def test_saved_and_loaded_it_says_the_same_to_the_bit(student, batch, folder):
 def test_folder(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "student.safetensors"]
     config = json.loads((folder / "config.json").read_text())
-    assert config["format"] == 1
+    assert config["format"] == 2
     assert config["radius"] == 45.25
     assert config["niche_names"] == ["duct", "acinus", "stroma"]
     assert config["features"] == FEATURES
@@ -201,7 +201,8 @@ def test_config_that_is_none(folder, text, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, r"of format 2; this version of nichekd reads format 1.*Upgrade"),
+        ({"format": 3}, r"of format 3; this version of nichekd reads formats 1 to 2.*Upgrade"),
+        ({"format": 1}, r"unknown \['training_range'\]"),
         ({"format": "gone"}, "of format None"),
         ({"radius": "gone"}, r"lacks \['radius'\]"),
         ({"colour": 1}, r"unknown \['colour'\]"),

@@ -159,3 +159,30 @@ def test_a_vit_in_bf16(pixels):
     network = nk.models.Encoder("vit", vit, multiple_px=16)
     nk.pp.histology_features(sdata, encoder=network, crop_px=64, mode="dense", precision="bf16")
     assert sdata["table"].obsm["X_vit_dense"].shape == (60, 2 * 192)
+
+
+class RedAt(nn.Module):
+    """Says itself what it sees at a point: the red there, and where in the tile that is."""
+
+    def at(self, tiles, points):
+        column, row = points.floor().long().unbind(-1)
+        red = tiles[torch.arange(len(tiles))[:, None], 0, row, column]  # (b, m)
+        return torch.cat([red[..., None], points], dim=-1)
+
+    def forward(self, tiles):
+        middle = torch.full((len(tiles), 1, 2), tiles.shape[-1] / 2)
+        return self.at(tiles, middle)[:, 0]
+
+
+@pytest.mark.parametrize("stride", [1, 10, 32])
+def test_a_module_that_reads_off_points_is_asked_for_the_cells(pixels, stride):
+    sdata = paired(pixels)
+    nk.pp.histology_features(
+        sdata, encoder=nk.models.Encoder("red", RedAt(), mean=(0, 0, 0), sd=(1, 1, 1)), crop_px=32, mode="dense",
+        stride_px=stride, precision="32",
+    )  # fmt: skip
+    column, row = np.floor(sdata["table"].obsm["spatial"] / MPP).astype(int).T
+    found = sdata["table"].obsm["X_red_dense"]
+    np.testing.assert_allclose(found[:, 0], pixels[0, row, column] / 255, atol=1e-3)
+    inside = (column < WIDTH - stride) & (row < HEIGHT - stride)  # the last tiles end with the image
+    assert (np.abs(found[inside, 1:] - 16) <= stride / 2 + 0.5).all()

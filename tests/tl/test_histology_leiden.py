@@ -36,6 +36,12 @@ def test_finds_the_clouds(clouds):
     assert about["resolution"] > 0
 
 
+def test_large_sections_have_approximate_neighbors(clouds, monkeypatch):
+    monkeypatch.setattr("nichekd.tl._histology_leiden.APPROXIMATE_FROM", 0)
+    nk.tl.histology_leiden(clouds, N_CLOUDS, use_rep="X_image")
+    assert adjusted_rand_score(clouds.obs["cloud"], clouds.obs["niche_histology_leiden"]) > 0.98
+
+
 def test_test_cells_take_the_majority_of_their_nearest_training_cells(cells):
     nk.tl.histology_leiden(cells, 4, use_rep="X_image", n_pcs=16)
     train = (cells.obs["split"] == "train").to_numpy()

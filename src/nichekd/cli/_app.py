@@ -11,6 +11,7 @@ from nichekd.cli._errors import Commands
 from nichekd.cli._evaluate import evaluate
 from nichekd.cli._features import features
 from nichekd.cli._predict import predict
+from nichekd.cli._rank_by_gene import rank_by_gene
 
 app = typer.Typer(
     name="nichekd",
@@ -51,3 +52,4 @@ def main(
 for command in (demo, features, distill, predict, evaluate):
     app.command()(command)
 app.add_typer(cuca, name="cuca")
+app.add_typer(rank_by_gene, name="rank-by-gene")

@@ -3,6 +3,8 @@ from ._abundance_model import AbundanceModel as AbundanceModel
 from ._aligned_encoder import AlignedConfig as AlignedConfig
 from ._aligned_encoder import AlignedEncoder as AlignedEncoder
 from ._architectures import register_architecture as register_architecture
+from ._attention_mil import SlideClassifier as SlideClassifier
+from ._attention_mil import SlideClassifierConfig as SlideClassifierConfig
 from ._cuca import CucaConfig as CucaConfig
 from ._encoder import Encoder as Encoder
 from ._encoder import get_encoder as get_encoder

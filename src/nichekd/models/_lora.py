@@ -57,7 +57,9 @@ def adapted_layers(module: nn.Module, n_blocks: int) -> list[str]:
             "such as encoder='uni2', or leave lora= out."
         )
     if n_blocks > len(blocks):
-        raise ValueError(f"lora= adapts {n_blocks} blocks, but the encoder has {len(blocks)}. Lower LoraSettings.blocks.")
+        raise ValueError(
+            f"lora= adapts {n_blocks} blocks, but the encoder has {len(blocks)}. Lower LoraSettings.blocks."
+        )
     names = [f"blocks.{i}.{layer}" for i in range(len(blocks) - n_blocks, len(blocks)) for layer in LINEAR]
     there = dict(module.named_modules())
     return [name for name in names if isinstance(there.get(name), nn.Linear)]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nichekd.models._rank_losses import cosine_similarity, info_nce, rank_loss
 
@@ -89,14 +88,17 @@ class Branch(nn.Module):
         self.standardize = Standardize(n_in)
         self.head = ProjectionHead(n_in, n_out, dropout=dropout)
 
-    def start(self, rows: Tensor, *, seed: int = 0) -> Branch:
+    def start(self, rows: Tensor, *, alike: bool = False, seed: int = 0) -> Branch:
         """Begin at the leading principal components of ``rows``, (m, n_in): at the order that is there already.
 
-        Few cells would otherwise have to find again what the features know; the correction starts small.
+        Few cells would otherwise have to find again what the features know; the correction starts small. ``alike``
+        divides all columns by one standard deviation rather than each by its own, which keeps the rows' cosines.
         """
         from sklearn.decomposition import PCA
 
         mean, sd = rows.double().mean(0), rows.double().std(0, correction=0)
+        if alike:
+            sd = sd.square().mean().sqrt().expand_as(sd)
         self.standardize.fit(mean.numpy(), sd.numpy())
         scaled = self.standardize(rows)
         linear, last = self.head.linear, self.head.correction[1]
@@ -205,9 +207,7 @@ def rank_by_gene_loss(
     terms = {"contrastive": info_nce(student, genes, temperature, queue=network.queue_genes)}
     if rank_weight:
         wanted = cosine_similarity(genes if kind == "published" else target)
-        ranked = rank_loss(
-            cosine_similarity(student), wanted, groups, kind=kind, n_pairs=n_pairs, generator=generator
-        )
+        ranked = rank_loss(cosine_similarity(student), wanted, groups, kind=kind, n_pairs=n_pairs, generator=generator)
         terms["rank"] = ranked
     if distill_weight:
         terms["distill"] = info_nce(student, taught, temperature, queue=network.queue_teacher)

@@ -110,7 +110,9 @@ def soft_rank_loss(image: Tensor, genes: Tensor, *, softness: float = SOFTNESS) 
     target = genes.detach()
     hard = (target[:, :, None] > target[:, None, :]).float().sum(-1)
     hard = hard + 0.5 * (target[:, :, None] == target[:, None, :]).float().sum(-1)  # ties share their ranks
-    return 1 - F.cosine_similarity(soft - soft.mean(1, keepdim=True), hard - hard.mean(1, keepdim=True), eps=1e-6).mean()
+    return (
+        1 - F.cosine_similarity(soft - soft.mean(1, keepdim=True), hard - hard.mean(1, keepdim=True), eps=1e-6).mean()
+    )
 
 
 def published_rank_loss(image: Tensor, genes: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WITHIN = 0.99  # share of training tissue, left out of the fit, that scores below 1
+AT_ONCE = 65_536  # rows that are compared with the means at once
 FEWEST = 2  # cells that a covariance is taken of
 FLAT = 1e-6  # variance, relative to the largest, below which a direction has none but rounding
 
@@ -19,12 +20,15 @@ FLAT = 1e-6  # variance, relative to the largest, below which a direction has no
 class TrainingRange(nn.Module):
     r"""How far a neighborhood is from those of training; 1 where all but 1 % of training tissue lies nearer.
 
-    .. math:: s(x) = \frac{1}{d_{99}} \min_k \sqrt{(x - \mu_k)^\top \Sigma^{-1} (x - \mu_k)}
+    .. math:: s(x) = \frac{1}{d_{99}} \min_k \sqrt{(x - \mu_k)^\top \Sigma_n^{-1} (x - \mu_k)}, \qquad
+              \Sigma_n = \Sigma + \max(0, 1/n - 1/\bar n) \, I
 
     with x the mean of a neighborhood's whitened features, :math:`\mu_k` that of the training cells of niche k, and
-    :math:`\Sigma` the covariance within niches: the Mahalanobis distance of :cite:`Lee2018`. Means and a covariance, not
-    the training cells themselves, among which the nearest would have to be found: they are as small for a million
-    cells as for a thousand, and a student that is shared carries nobody's cells.
+    :math:`\Sigma` the covariance within niches: the Mahalanobis distance of :cite:`Lee2018`. A mean of n cells that are
+    fewer than training's :math:`\bar n` varies more, and no more than as much as whitened cells, which have covariance I.
+
+    Means and a covariance are kept, not training cells themselves, among which the nearest would have to be found: they
+    are as small for a million cells as for a thousand, and a student that is shared carries nobody's cells.
 
     Parameters
     ----------
@@ -37,18 +41,21 @@ class TrainingRange(nn.Module):
     means: Tensor
     covariance: Tensor
     limit: Tensor
+    size: Tensor
 
     def __init__(self, n_components: int, n_groups: int) -> None:
         super().__init__()
         self.register_buffer("means", torch.zeros(n_groups, n_components))
         self.register_buffer("covariance", torch.zeros(n_components, n_components))
         self.register_buffer("limit", torch.ones(()))
+        self.register_buffer("size", torch.ones(()))
 
     @classmethod
     def of(
         cls,
         rows: NDArray[np.floating],
         groups: NDArray[np.integer],
+        sizes: NDArray[np.integer],
         *,
         parts: NDArray[np.integer],
         lone: NDArray[np.bool_],
@@ -62,6 +69,8 @@ class TrainingRange(nn.Module):
             Neighborhood means, (n, C).
         groups
             Niche of each, (n,).
+        sizes
+            Cells of each neighborhood, (n,).
         parts
             Parts of the tissue, (n,). The limit is the distance of cells of one part from the others, because cells
             share neighborhoods with those beside them, and would look nearer than new tissue of the same kind.
@@ -72,26 +81,38 @@ class TrainingRange(nn.Module):
             Range of the sections that the student was trained on earlier, which goes on to be in range.
         """
         rows = np.asarray(rows, dtype=np.float64)
+        size = 1 / (1 / sizes[lone]).mean()
+        if before is not None:
+            size = (size + float(before.size)) / 2
+        extra = _extra(sizes, size)
         distances = []
         for part in np.unique(parts):
             out = parts == part
             if np.count_nonzero(lone & ~out) < FEWEST:
                 break
-            distances.append(_distances(rows[out], *_gaussians(rows[~out], groups[~out], lone[~out], before)))
+            fitted = _gaussians(rows[~out], groups[~out], lone[~out], before)
+            distances.append(_distances(rows[out], extra[out], *fitted))
         means, covariance = _gaussians(rows, groups, lone, before)
         if not distances:
-            distances.append(_distances(rows, means, covariance))
+            distances.append(_distances(rows, extra, means, covariance))
         limit = float(np.quantile(np.concatenate(distances), WITHIN))
         made = cls(rows.shape[1], len(means))
         made.means.copy_(torch.from_numpy(means))
         made.covariance.copy_(torch.from_numpy(covariance))
         made.limit.fill_(max(limit, float(before.limit) if before is not None else 0.0, FLAT))
+        made.size.fill_(size)
         return made
 
-    def score(self, rows: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Distances of neighborhood means (n, C) in units of the limit, (n,)."""
-        distances = _distances(rows, self.means.double().numpy(), self.covariance.double().numpy())
+    def score(self, rows: NDArray[np.floating], sizes: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Distances of neighborhood means (n, C), of so many cells (n,) each, in units of the limit, (n,)."""
+        means, covariance = self.means.double().numpy(), self.covariance.double().numpy()
+        distances = _distances(rows, _extra(sizes, float(self.size)), means, covariance)
         return (distances / float(self.limit)).astype(np.float32)
+
+
+def _extra(sizes: NDArray[np.integer], size: float) -> NDArray[np.float64]:
+    """Variance that means of fewer cells than ``size`` have besides, (n,)."""
+    return np.maximum(0.0, 1 / np.asarray(sizes, dtype=np.float64) - 1 / size)
 
 
 def _gaussians(
@@ -113,14 +134,20 @@ def _gaussians(
 
 
 def _distances(
-    rows: NDArray[np.floating], means: NDArray[np.float64], covariance: NDArray[np.float64]
+    rows: NDArray[np.floating],
+    extra: NDArray[np.float64],
+    means: NDArray[np.float64],
+    covariance: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Mahalanobis distance of each row from the nearest mean, (n,)."""
+    """Mahalanobis distance of each row from the nearest mean, (n,); ``extra`` is added to its variance."""
     variance, axes = np.linalg.eigh(covariance)
-    kept = variance > FLAT * max(variance.max(), FLAT)
-    root = axes[:, kept] / np.sqrt(variance[kept])
+    kept = variance > FLAT * max(float(variance.max()), FLAT)
+    variance, axes = variance[kept], axes[:, kept]
     nearest = np.full(len(rows), np.inf)
-    scaled = np.asarray(rows, dtype=np.float64) @ root
-    for mean in means @ root:
-        np.minimum(nearest, ((scaled - mean) ** 2).sum(axis=1), out=nearest)
+    for start in range(0, len(rows), AT_ONCE):
+        here = slice(start, start + AT_ONCE)
+        weight = 1 / np.sqrt(variance + extra[here, None])  # (b, C)
+        turned = (np.asarray(rows[here], dtype=np.float64) @ axes) * weight
+        for mean in means @ axes:
+            np.minimum(nearest[here], ((turned - mean * weight) ** 2).sum(axis=1), out=nearest[here])
     return np.sqrt(nearest)

@@ -1,10 +1,13 @@
 from ._abundance import abundance as abundance
 from ._agreement import agreement as agreement
+from ._alignment import alignment as alignment
+from ._attention import attention as attention
 from ._colocalization import colocalization as colocalization
 from ._composition import composition as composition
 from ._crops import crops as crops
 from ._neighborhood import neighborhood as neighborhood
 from ._niches import niches as niches
+from ._rank_agreement import rank_agreement as rank_agreement
 from ._split import split as split
 from ._training import training as training
 from ._uncertainty import uncertainty as uncertainty

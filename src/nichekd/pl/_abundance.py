@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST = 6  # types that are shown unasked
 PANEL_IN = 2.3  # width of a map
+WIDE = 0.5  # height over width of a strip
 
 
 def abundance(
@@ -39,10 +40,10 @@ def abundance(
     save: str | Path | None = None,
     dpi: float = 200,
 ) -> Figure:
-    """Maps of predicted abundances, a column per type, and above them the true ones.
+    """Maps of predicted abundances of each type, and beside them the true ones.
 
     Both maps of a type share their colours, from 0 to the 99th percentile of the truth (of the prediction, where there
-    is none). Above the prediction stands its correlation with the truth over the cells shown.
+    is none). Beside the prediction's name stands its correlation with the truth over the cells shown.
 
     Parameters
     ----------
@@ -87,27 +88,30 @@ def abundance(
     shown = _types(rows[0][1], types, cells)
     xy = centres_um(adata[cells])  # of one slide: places repeat on others
     extent = Extent.of(xy)
-    height = PANEL_IN * extent.aspect
+    wide = extent.aspect < WIDE  # a strip: its maps go below each other, a type a row
+    nrows, ncols = (len(shown), len(rows)) if wide else (len(rows), len(shown))
+    width = PANEL_IN * (1.8 if wide else 1.0)
     with styled():
         fig, axes = plt.subplots(
-            len(rows),
-            len(shown),
-            figsize=(len(shown) * (PANEL_IN + 0.55), len(rows) * (height + 0.3)),
+            nrows,
+            ncols,
+            figsize=(ncols * width + 0.6 * (1 if wide else ncols), nrows * (width * extent.aspect + 0.3) + 0.1),
             layout="constrained",
             squeeze=False,
         )
-        area = dot_area(xy, extent, PANEL_IN)
+        maps = axes.T if wide else axes  # (truth and prediction, types)
+        area = dot_area(xy, extent, width)
         for column, kind in enumerate(shown):
             values = [table.values[cells, table.types.index(kind)] for _, table in rows]
             top = max(float(np.percentile(values[0], 99)), float(values[0].max()) / 10, np.finfo(np.float32).tiny)
             for row, (name, _) in enumerate(rows):
-                ax = axes[row, column]
                 note = f" (r = {_correlation(*values):.2f})" if row else ""
-                frame(ax, extent, title=f"{kind}, {name}{note}" if row or len(rows) == 1 else f"{kind}, {name}")
-                points = _map(ax, xy, values[row], area, top)
-            bar = fig.colorbar(points, ax=axes[:, column], shrink=0.6, aspect=25 * len(rows), pad=0.01)
+                frame(maps[row, column], extent, title=f"{kind}, {name}{note}")
+                points = _map(maps[row, column], xy, values[row], area, top)
+            last = maps[-1, column] if wide else maps[:, column]
+            bar = fig.colorbar(points, ax=last, shrink=0.8 if wide else 0.6, aspect=12 if wide else 40, pad=0.01)
             bar.outline.set_visible(False)
-            if column == len(shown) - 1:
+            if wide or column == len(shown) - 1:
                 bar.set_label("abundance")
         scale_bar(axes[0, 0])
         return finish(fig, save, dpi)

@@ -110,6 +110,7 @@ def _checked(table: pd.DataFrame, keys: Sequence[str] | str | None) -> pd.DataFr
         if unknown := [key for key in wanted if key not in set(table["key"])]:
             raise KeyError(f"The table has no row {unknown}; its keys are {list(table['key'].unique())}.")
         table = table[table["key"].isin(wanted)].sort_values("key", key=lambda it: it.map(wanted.index), kind="stable")
+    table = table[table["ARI"].notna() | table["NMI"].notna()]  # the teacher has no agreement with itself
     if table.empty:
         raise ValueError("The table is empty. Run nk.tl.agreement or nk.tl.evaluate.")
     return table

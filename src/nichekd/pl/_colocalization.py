@@ -85,7 +85,7 @@ def colocalization(
     top = max(np.nanmax(np.abs(r[off]), initial=0) for r in found.values()) or 1.0
     side = 0.2 * len(types) + 1.1
     with styled():
-        size = (len(found) * side + 1.0, side + 0.4)
+        size = (len(found) * (side - 0.3) + 1.6, side + 0.8)
         fig, axes = plt.subplots(1, len(found), figsize=size, layout="constrained", squeeze=False)
         for ax, (name, r) in zip(axes[0], found.items(), strict=True):
             title = f"{name} abundances"
@@ -97,9 +97,7 @@ def colocalization(
         return finish(fig, save, dpi)
 
 
-def _mean_r(
-    adata: AnnData, table: Abundance, library_key: str | None, mask: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+def _mean_r(adata: AnnData, table: Abundance, library_key: str | None, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(K, K); NaN where a type is constant on a slide."""
     slides = libraries_of(adata, library_key, mask)
     return np.mean([morans_r(weights_among(adata, cells), table.values[cells]) for _, cells in slides], axis=0)
@@ -130,9 +128,7 @@ def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(spearmanr(a[pairs][both], b[pairs][both]).statistic) if both.sum() > 2 else float("nan")
 
 
-def _heatmap(
-    ax: Axes, r: NDArray[np.float64], types: list[str], title: str, top: float, *, names: bool
-) -> AxesImage:
+def _heatmap(ax: Axes, r: NDArray[np.float64], types: list[str], title: str, top: float, *, names: bool) -> AxesImage:
     from matplotlib import colormaps
 
     shown = r.copy()

@@ -37,6 +37,19 @@ TITLES: Final = {
     Keys.niche(Keys.HISTOLOGY_NOLAN): "Histology-NOLAN",
     Keys.niche(Keys.HISTOLOGY_LEIDEN): "Histology-Leiden",
     Keys.NICHE_TRUE: "Planted niches",
+    # rows of nk.tl.evaluate
+    "niche_gene_aware": "Student, gene-aware encoder",
+    "niche_gene_aware_nolan": "NOLAN, gene-aware encoder",
+    "niche_gene_aware_leiden": "Leiden, gene-aware encoder",
+    "niche_color": "Student on colour statistics",
+    "niche_random_encoder": "Student on a random encoder",
+    "niche_shuffled": "Student on shuffled images",
+    "niche_expression": "Student on expression",
+    "niche_teacher_other_seed": "Teacher, another seed",
+    "niche_own_crop": "Student without neighbors",
+    "niche_no_position": "Student without positions",
+    "niche_hard_labels": "Student of hard labels",
+    "niche_transformer": "Student, transformer",
 }
 INK: Final = "#222222"
 LEGEND_ROW_IN: Final = 0.165  # of a line of 8 points

@@ -1,3 +1,4 @@
+from ._alignment_qc import alignment_qc as alignment_qc
 from ._estimate_radius import estimate_radius as estimate_radius
 from ._expression_features import expression_features as expression_features
 from ._histology_features import histology_features as histology_features

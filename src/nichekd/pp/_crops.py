@@ -76,6 +76,12 @@ class CropReader:
         other.centre_px = centre_px
         return other
 
+    def through(self, change: Callable[[Tiles], Tiles]) -> CropReader:
+        """A reader of the same crops out of changed tiles."""
+        other = copy(self)
+        other._tiles = change(self._tiles)
+        return other
+
     def order(self) -> NDArray[np.int64]:
         """All cells, in an order that reads each tile about once."""
         return reading_order(self.centre_px, self._tiles.y_edges, self._tiles.x_edges)

@@ -17,6 +17,8 @@ from nichekd.pp._crops import SEGMENT, CropReader
 from nichekd.pp._dense import DensePlan
 from nichekd.pp._encode import CropPlan, ready_encoder, with_progress
 from nichekd.pp._feature_store import FeatureStore, cells_hash
+from nichekd.pp._stain import StainedTiles, fit_stain
+from nichekd.pp._tiles import CACHE_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
     from nichekd.models import Encoder
     from nichekd.models._precision import Precision
     from nichekd.pp._encode import Plan
+    from nichekd.pp._stain import Stain
 
 
 log = logging.getLogger(__name__)
 
 # what tells the features of one store from those of another; besides, the precision
-MADE_OF = ("image_fingerprint", "cells", "fingerprint", "crop_px", "mpp", "mode", "stride_px")
+MADE_OF = ("image_fingerprint", "cells", "fingerprint", "crop_px", "mpp", "mode", "stride_px", "stain")
 ABOUT = ("encoder", "weights", "license", "image")  # what the store notes besides
 
 
@@ -52,6 +55,7 @@ def histology_features(
     device: str | None = None,
     mode: Literal["crop", "dense"] = "crop",
     stride_px: int | None = None,
+    stain: Stain | None = None,
     precision: Precision = "auto",
     batch_size: int = 64,
     num_workers: int = 2,
@@ -96,6 +100,10 @@ def histology_features(
         it, followed by its tile's features: twice as many numbers, at a fraction of the time, for models of timm.
     stride_px
         Distance of the tiles of ``mode="dense"``; half of ``crop_px`` if left out.
+    stain
+        Bring the slide's colours to those of a fixed reference first: ``"macenko"`` :cite:`Macenko2009` by its two
+        stains, ``"reinhard"`` :cite:`Reinhard2001` by mean and spread, both as found around 64 of the cells. ``None``
+        leaves them. A student repeats it on new slides.
     precision
         ``"auto"`` is bf16 for encoders known to bear it where the hardware has it, else float32; with a ``store``
         that exists, what it was made with.
@@ -152,7 +160,7 @@ def histology_features(
     if adata.n_obs == 0:
         raise ValueError(f"Table {table_key!r} has no cells. For a slide without any, run nk.pp.segment_nuclei first.")
     image = get_image(sdata, adata, image_key=image_key)
-    reader = CropReader(image, crop_px=crop_px, mpp=mpp)
+    reader = _reader(image, crop_px, mpp, stain)
     network = ready_encoder(
         settings.encoder if encoder is None else encoder,
         weights=weights,
@@ -160,7 +168,7 @@ def histology_features(
         crop_px=reader.crop_px,
     )
     plan = _plan(reader, network, mode, stride_px, batch_size, num_workers)
-    about = _about(image, reader, plan)
+    about = _about(image, reader, plan, stain)
     features: NDArray[np.float16] | da.Array
     used: Precision
     if store is None:
@@ -185,6 +193,14 @@ def histology_features(
     return sdata if copy else None
 
 
+def _reader(image: CellImage, crop_px: int, mpp: float | None, stain: Stain | None) -> CropReader:
+    reader = CropReader(image, crop_px=crop_px, mpp=mpp)
+    if stain is None:
+        return reader
+    normalise = fit_stain(stain, reader)
+    return reader.through(lambda tiles: StainedTiles(tiles, normalise, CACHE_BYTES))
+
+
 def _plan(
     reader: CropReader, encoder: Encoder, mode: str, stride_px: int | None, batch_size: int, num_workers: int
 ) -> CropPlan | DensePlan:
@@ -198,7 +214,7 @@ def _plan(
     return CropPlan(reader, encoder, batch_size=batch_size, num_workers=num_workers)
 
 
-def _about(image: CellImage, reader: CropReader, plan: CropPlan | DensePlan) -> dict[str, Any]:
+def _about(image: CellImage, reader: CropReader, plan: CropPlan | DensePlan, stain: str | None) -> dict[str, Any]:
     """What a student has to know to use these features."""
     about = {
         "encoder": plan.encoder.name,
@@ -210,6 +226,7 @@ def _about(image: CellImage, reader: CropReader, plan: CropPlan | DensePlan) -> 
         "mpp": float(f"{reader.mpp:.6g}"),  # rounding of the transformations must not make another store
         "mode": "crop" if isinstance(plan, CropPlan) else "dense",
         "stride_px": None if isinstance(plan, CropPlan) else plan.stride_px,
+        "stain": stain,
         "image": image.key,
         "image_fingerprint": image_fingerprint(image),
         "cells": cells_hash(reader.centre_px),

@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from nichekd._keys import Keys
+from nichekd._keys import Keys, Split
 from nichekd._labels import labels_of
 from nichekd._record import notes, record
 from nichekd._resolve import get_table, split_of, working_copy
 from nichekd.pp._estimate_radius import estimate_radius
 from nichekd.pp._libraries import centres_by_library
-from nichekd.pp._neighborhoods import _groups
 from nichekd.pp._radius_graph import radius_graph
 
 if TYPE_CHECKING:
@@ -44,8 +43,9 @@ def neighborhood_composition(
 ) -> AnnData | SpatialData | None:
     """How many cells of each type lie around each cell, or in each spot of a hexagonal grid.
 
-    Around a cell, it counts itself and all cells within ``radius``; as in :func:`nichekd.pp.neighborhoods`, not those
-    of another library or side of the split, and around ``buffer`` cells none but themselves. Spots stand for those of
+    Around a cell, it counts itself and all cells within ``radius``, but for those of another library, and, around
+    training cells, test cells, and the other way round. ``buffer`` cells count, and are counted, on both sides: up to a
+    radius of the buffer's half width no cell is counted by a training and a test cell. Spots stand for those of
     Visium: they count, and sum up the expression of, the cells within ``radius`` of their centres, of which every other
     row is moved by half of ``spot_distance``. They are new objects, with neither features nor split: run
     :func:`nichekd.pp.split` and :func:`nichekd.pp.histology_features` on them.
@@ -127,9 +127,7 @@ def neighborhood_composition(
         data = working_copy(data, copy)
         adata = get_table(data, table_key)
         radius = _radius(data, adata, radius, split_key=split_key, library_key=library_key, table_key=table_key)
-        graph = radius_graph(xy, radius, _groups(split_of(adata, split_key), library))
-        ones = np.ones(len(graph.indices), dtype=np.float32)
-        around = csr_matrix((ones, graph.indices, graph.indptr), shape=(adata.n_obs, adata.n_obs))
+        around = _around(xy, radius, split_of(adata, split_key), library)
         kinds = _one_hot(types)
         adata.obsm[key_added] = _table(around @ kinds + kinds, types, adata.obs_names)
     record(
@@ -141,6 +139,14 @@ def neighborhood_composition(
     what = "spots" if spots else "cells"
     log.info("%d %s: %.1f cells of %d types within %.1f um", adata.n_obs, what, mean, len(types.categories), radius)
     return data if copy or spots else None
+
+
+def _around(xy: NDArray[np.float64], radius: float, split: NDArray[np.str_], library: NDArray[np.int64]) -> csr_matrix:
+    """Ones where a cell counts another, (n, n): near, of the same library, and not on the other side of the split."""
+    graph = radius_graph(xy, radius, library)
+    side = np.select([split == Split.TRAIN, split == Split.TEST], [1, -1], 0).astype(np.int8)
+    other = np.repeat(side, np.diff(graph.indptr)) * side[graph.indices]
+    return csr_matrix(((other >= 0).astype(np.float32), graph.indices, graph.indptr), shape=(len(xy), len(xy)))
 
 
 def _check_length(value: float | None, name: str) -> None:

@@ -150,6 +150,8 @@ def segment_nuclei(
         used: dict[str, Any] = {"method": "shapes", "source": source}
     else:
         polygons, used = _segment(sdata, bare.image, method, nuclei or NucleusSettings(), model, device, n_jobs)
+    for name in {key_added, table_key} & {name for _, name, _ in sdata.gen_elements()}:
+        del sdata[name]  # replaced only now, when there is something to put in its place
     adata = _write(sdata, bare, polygons, key_added, table_key)
     used |= {"n_nuclei": adata.n_obs, "image": bare.image.key, "mpp": bare.image.mpp, "key_added": key_added}
     record(adata, "segment_nuclei", seconds=time.perf_counter() - start, **used)

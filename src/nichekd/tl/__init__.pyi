@@ -18,7 +18,12 @@ from ._niche_summary import niche_summary as niche_summary
 from ._nolan import nolan as nolan
 from ._pathology_probe import pathology_probe as pathology_probe
 from ._predict_abundance import predict_abundance as predict_abundance
+from ._predict_expression import predict_expression as predict_expression
 from ._predict_niches import predict_niches as predict_niches
+from ._predict_slides import predict_slides as predict_slides
 from ._rank_agreement import rank_agreement as rank_agreement
 from ._rank_by_gene import rank_by_gene as rank_by_gene
 from ._rank_by_gene_data import RankByGeneSettings as RankByGeneSettings
+from ._slide_classifier import SlideSettings as SlideSettings
+from ._slide_classifier import slide_classifier as slide_classifier
+from ._survival import survival as survival

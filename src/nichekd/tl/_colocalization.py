@@ -118,9 +118,7 @@ def colocalization(
             table["p_value"] = _p_values(weights, values, r, n_permutations, rng)[first, second]
         tables.append(table.sort_values("moran_r", ascending=False, kind="stable"))
     if n_constant:
-        warnings.warn(
-            f"{n_constant} of {n_types} types are constant; their pairs are NaN.", UserWarning, stacklevel=2
-        )
+        warnings.warn(f"{n_constant} of {n_types} types are constant; their pairs are NaN.", UserWarning, stacklevel=2)
     record(
         adata, "colocalization", seconds=perf_counter() - start, key=key, library_key=library_key,
         subset="all" if subset is None else subset, n_permutations=n_permutations, seed=seed,

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from nichekd.tl._cuca_settings import CucaSettings
 
 
-
 def cuca(
     data: AnnData | SpatialData,
     *,
@@ -145,9 +144,7 @@ def cuca(
             model.config.network, n_genes, align=align, weights=weights, temperature=fit.temperature
         )
         fabric = make_fabric(device)
-        learnt = training_data(
-            data, inputs, model, fit=fit, seed=seed, device=fabric.device, table_key=table_key
-        )
+        learnt = training_data(data, inputs, model, fit=fit, seed=seed, device=fabric.device, table_key=table_key)
         history = fit_cuca(model, objective, learnt, fitted, held_back, fit=fit, seed=seed, fabric=fabric)
     model.history = history.columns
     features = inputs.features

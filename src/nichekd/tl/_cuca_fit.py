@@ -142,7 +142,9 @@ class _Run:
     def trained(self) -> dict[str, Tensor]:
         """All that training may change; not the frozen part of an encoder, which may be large."""
         state = self.training.state_dict()
-        return {name: value.clone() for name, value in state.items() if not name.startswith("backbone.") or MARK in name}
+        return {
+            name: value.clone() for name, value in state.items() if not name.startswith("backbone.") or MARK in name
+        }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Back to :meth:`trained`."""
@@ -157,8 +159,8 @@ class _Run:
     ) -> History:
         """Train until the score has not risen for ``patience`` epochs, or for ``n_epochs``."""
         fit, history = self.fit, History()
-        # parts of equal size: a last batch of one cell has no variance to normalise by
-        steps = max(1, round(len(train) / fit.batch_size))
+        # parts of equal size, of two cells at least: one alone has no variance to normalise by
+        steps = max(1, min(round(len(train) / fit.batch_size), len(train) // 2))
         limit = max(fit.max_epochs, math.ceil(fit.min_steps / steps))
         parameters = [p for p in self.training.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=fit.learning_rate, weight_decay=fit.weight_decay)

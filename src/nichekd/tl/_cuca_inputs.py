@@ -59,7 +59,9 @@ def log_normalized(adata: AnnData, layer: str | None, train: NDArray[np.bool_], 
     counts = raw_counts(adata, layer).astype(np.float32)
     total = np.asarray(counts.sum(axis=1)).ravel()
     if not (total[train] > 0).any():
-        raise ValueError(f"None of the {train.sum():,} training cells has a count. For a model without genes, align=None.")
+        raise ValueError(
+            f"None of the {train.sum():,} training cells has a count. For a model without genes, align=None."
+        )
     order = np.argsort(-np.asarray(counts[train].sum(axis=0)).ravel(), kind="stable")[:n_genes]
     kept = np.sort(order)
     target = float(np.median(total[train & (total > 0)]))

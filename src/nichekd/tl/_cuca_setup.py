@@ -136,8 +136,12 @@ def _trained_along(
             f"lora= trains the encoder of obsm[{use_rep!r}] along, but its {missing} were not noted. Make the features "
             "by nk.pp.histology_features."
         )
-    if described.get("mode", "crop") != "crop":
-        raise ValueError(f"lora= needs features of mode='crop'; obsm[{use_rep!r}] has mode {described['mode']!r}.")
+    for name, plain_one in (("mode", "crop"), ("stain", None)):
+        if described.get(name, plain_one) != plain_one:
+            raise ValueError(
+                f"lora= reads crops as they are, but obsm[{use_rep!r}] was made with {name}={described[name]!r}. Run "
+                "nk.pp.histology_features without it, under another key."
+            )
     return adapted_encoder(described, lora, encoder)
 
 

@@ -35,6 +35,7 @@ def distill(
     teacher: str | ArrayLike = "teacher_logits",
     split_key: str = Keys.SPLIT,
     temperature: float | Literal["auto"] = "auto",
+    student: NicheStudent | None = None,
     seed: int = 0,
     key_added: str = Keys.NICHE,
     preset: Preset = "pooling",
@@ -70,6 +71,11 @@ def distill(
     temperature
         :math:`\tau`; ``"auto"``: 1 for probabilities and labels; for logits such that the teacher's mean entropy is
         0.3 log K.
+    student
+        One to go on teaching, on this section; it is left as it is, and a new one returned. Features and neighborhoods
+        are those it needs; the teacher has to have its niches, by its names, as labels of a pathologist do or logits of
+        the same model, not of a :func:`nichekd.tl.nolan` of this section alone, whose niches are others. ``preset`` and
+        ``sizes`` are the student's.
     seed
         Same seed, same CPU, same labels.
     key_added
@@ -100,9 +106,9 @@ def distill(
     KeyError
         If the teacher or the features are missing.
     TypeError
-        If K is no whole number.
+        If K is no whole number, or ``student`` no student.
     ValueError
-        If K is not the teacher's, if the teacher's rows are not the cells, if no training cell has a target, or the
+        If the features are not of the ``student``'s kind, or the teacher's niches not its own; if K is not the teacher's, if the teacher's rows are not the cells, if no training cell has a target, or the
         temperature is not positive.
 
     Examples
@@ -115,19 +121,30 @@ def distill(
     """
     from nichekd.models import NeighborhoodConfig, NicheStudent
     from nichekd.models._student import StudentConfig
+    from nichekd.tl._fine_tune import in_its_niches, require_student, require_teacher, taught_again
     from nichekd.tl._fit import FitSettings, fit_student, seeded
     from nichekd.tl._out_of_distribution import remember_training
     from nichekd.tl._predict_niches import write_student_niches
+    from nichekd.tl._student_inputs import check_features, student_neighborhoods, student_rep
 
     started = time.perf_counter()
     adata = get_table(data, table_key)
     is_train = split_of(adata, split_key) == Split.TRAIN
-    use_rep = image_rep(data, use_rep, table_key=table_key)
+    earlier = None if student is None else require_student(student)
+    if earlier is None:
+        use_rep = image_rep(data, use_rep, table_key=table_key)
+        index = neighborhood_index(data, split_key=split_key, table_key=table_key)
+    else:
+        require_teacher(adata, teacher)
+        use_rep = student_rep(data, earlier, use_rep, device=device, table_key=table_key)
+        index = student_neighborhoods(data, earlier, split_key=split_key, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
-    index = neighborhood_index(data, split_key=split_key, table_key=table_key)
     target = _teacher_of(
         data, K, teacher, n_train=int(is_train.sum()), split_key=split_key, seed=seed, table_key=table_key
     )
+    if earlier is not None:
+        check_features(adata, earlier, use_rep, features.shape[1])
+        target = in_its_niches(earlier, target)
     train = np.flatnonzero(is_train & target.teaches)
     if not len(train):
         raise ValueError(
@@ -137,27 +154,28 @@ def distill(
     tau = _temperature(temperature, target, train)
     fit = fit or FitSettings()
     rng = np.random.default_rng(seed)
-    described = plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {}))
+    facts = {"n_cells": len(train), "seed": seed, "teacher": teacher if isinstance(teacher, str) else "array"}
     with seeded(seed):
-        student = NicheStudent(
-            StudentConfig(
-                n_features=features.shape[1],
-                network=NeighborhoodConfig.preset(preset, min(fit.n_components, features.shape[1]), **(sizes or {})),
-                niche_names=target.names,
-                niche_colors=target.colors,
-                radius=index.radius,
-                temperature=tau,
-                features=described,
-                training={
-                    "n_cells": len(train),
-                    "seed": seed,
-                    "teacher": teacher if isinstance(teacher, str) else "array",
-                },
-            ),
-            encoder=_own_encoder(described),
-        )
-        sample = train if len(train) <= WHITEN_CELLS else np.sort(rng.choice(train, WHITEN_CELLS, replace=False))
-        student.whiten.fit(np.asarray(features[sample]), seed=seed)
+        if earlier is None:
+            described = plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {}))
+            n_components = min(fit.n_components, features.shape[1])
+            student = NicheStudent(
+                StudentConfig(
+                    n_features=features.shape[1],
+                    network=NeighborhoodConfig.preset(preset, n_components, **(sizes or {})),
+                    niche_names=target.names,
+                    niche_colors=target.colors,
+                    radius=index.radius,
+                    temperature=tau,
+                    features=described,
+                    training=facts,
+                ),
+                encoder=_own_encoder(described),
+            )
+            sample = train if len(train) <= WHITEN_CELLS else np.sort(rng.choice(train, WHITEN_CELLS, replace=False))
+            student.whiten.fit(np.asarray(features[sample]), seed=seed)
+        else:
+            student = taught_again(earlier, temperature=tau, training=facts)
         history, held_out = fit_student(
             student, index, features, target.logits, train, fit=fit, seed=seed, device=device
         )

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nichekd.models import NolanSettings
     from nichekd.tl._evaluation_methods import Method
     from nichekd.tl._fit import FitSettings
+    from nichekd.tl._gene_aware_fit import GeneAwareSettings
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Evaluation:
         Cells.
     methods
         To be compared.
-    K, seeds, cell_type_key, annotation_key, use_rep, encoder, weights, gene_aware, n_teachers, fit, nolan_fit, \
+    K, seeds, cell_type_key, annotation_key, use_rep, encoder, weights, gene_aware, gene_aware_fit, n_teachers, fit, nolan_fit, \
     n_permutations, split_key, device, table_key
         As in :func:`nichekd.tl.evaluate`.
     """
@@ -73,6 +74,7 @@ class Evaluation:
         encoder: str | None,
         weights: Any,
         gene_aware: str,
+        gene_aware_fit: GeneAwareSettings | None,
         n_teachers: int,
         fit: FitSettings | None,
         nolan_fit: NolanSettings | None,
@@ -84,7 +86,7 @@ class Evaluation:
         self.data, self.methods, self.all_k, self.seeds = data, methods, K, seeds
         self.cell_type_key, self.annotation_key = cell_type_key, annotation_key
         self.use_rep, self.encoder, self.weights = use_rep, encoder, weights
-        self.gene_aware, self.n_permutations = gene_aware, n_permutations
+        self.gene_aware, self.gene_aware_fit, self.n_permutations = gene_aware, gene_aware_fit, n_permutations
         self.n_teachers, self.fit, self.nolan_fit = n_teachers, fit, nolan_fit
         self.split_key, self.device, self.table_key = split_key, device, table_key
         self.adata = get_table(data, table_key)
@@ -180,8 +182,8 @@ class Evaluation:
         if kept is not None and kept.is_dir():
             return Encoder.load(kept)
         encoder = gene_aware_encoder(
-            self.data, encoder=self.gene_aware, split_key=self.split_key, seed=self.seeds[0], device=self.device,
-            table_key=self.table_key,
+            self.data, encoder=self.gene_aware, split_key=self.split_key, seed=self.seeds[0],
+            fit=self.gene_aware_fit, device=self.device, table_key=self.table_key,
         )  # fmt: skip
         if kept is not None:
             encoder.save(kept)

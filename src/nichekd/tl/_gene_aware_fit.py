@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENOUGH_TO_HOLD_BACK = 10_000
+MOST_CROPS = 2_500  # an epoch: sections of many cells need not show them all each time
+CHECKED_CELLS = 1_000  # of those held back; more tell epochs apart no better, and cost a crop each
 EDGE_PX = 8  # cells nearer to a crop's edge than a step of the map are not read off
 
 
@@ -40,7 +42,7 @@ class GeneAwareSettings:
     Attributes
     ----------
     max_epochs, crops_per_epoch
-        Epochs at most, and crops in each; default as many as show each training cell two and a half times.
+        Epochs at most, and crops in each; default as many as show each training cell two and a half times, up to 2,500.
     batch_size
         Crops a step.
     learning_rate, backbone_learning_rate, weight_decay, clip, warmup
@@ -140,6 +142,7 @@ def fit_gene_aware(
     fitted, held_back = validation_part(xy, train, share=share, margin=margin, rng=rng)
     network: Any = encoder.module
     network.requires_grad_(True)
+    network.to(memory_format=torch.channels_last)  # a quarter faster, on CPUs too
     backbone = {id(p) for p in network.backbone.parameters()}
     groups = [
         {"params": list(network.backbone.parameters()), "lr": fit.backbone_learning_rate},
@@ -155,7 +158,8 @@ def fit_gene_aware(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step / (fit.max_epochs * steps), fit.warmup)
     )
-    check = CropSampler(task, held_back, np.random.default_rng(seed)) if len(held_back) else None
+    checked = rng.choice(held_back, min(CHECKED_CELLS, len(held_back)), replace=False)
+    check = CropSampler(task, checked, rng) if len(checked) else None
     history, best, best_state = History(), math.inf, copy.deepcopy(network.state_dict())
     bar = tqdm(
         total=fit.max_epochs * steps, desc="gene-aware encoder", unit="step", disable=not package_settings.progress
@@ -200,10 +204,10 @@ class CropSampler:
 
     @property
     def n_covering(self) -> int:
-        """Crops that show each cell two and a half times on average."""
+        """Crops that show each cell two and a half times on average, or as many as an epoch has."""
         some = self.cells[self.rng.choice(len(self.cells), min(500, len(self.cells)), replace=False)]
         shown = self.tree.query_ball_point(self.task.xy_px[some], self.reach, p=np.inf, return_length=True).mean()
-        return max(64, math.ceil(2.5 * len(self.cells) / shown))
+        return min(MOST_CROPS, max(64, math.ceil(2.5 * len(self.cells) / shown)))
 
     def batches(self, n_crops: int, batch_size: int) -> Any:
         """Anchors and members, crop by crop at random."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+APPROXIMATE_FROM = 8192  # training cells; exact neighbors below
 BISECTIONS = 25
 
 
@@ -136,10 +137,37 @@ def _train_graph(components: NDArray[np.float32], n_neighbors: int, seed: int) -
     cells = AnnData(obsm={"X_pca": components})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="umap")
-        sc.pp.neighbors(cells, n_neighbors=min(n_neighbors, len(components) - 1), use_rep="X_pca", random_state=seed)
+        sc.pp.neighbors(
+            cells,
+            n_neighbors=min(n_neighbors, len(components) - 1),
+            use_rep="X_pca",
+            random_state=seed,
+            transformer=_approximate_neighbors(cells.n_obs, n_neighbors, seed)
+            if cells.n_obs >= APPROXIMATE_FROM
+            else None,
+        )
     edges = triu(cells.obsp["connectivities"], k=1, format="coo")
     pairs = np.column_stack([edges.row, edges.col])
     return igraph.Graph(n=cells.n_obs, edges=pairs, edge_attrs={"weight": edges.data})
+
+
+def _approximate_neighbors(n_cells: int, n_neighbors: int, seed: int) -> Any:
+    """Nearest-neighbor descent as scanpy sets it up, with a result that it can read."""
+    from pynndescent import PyNNDescentTransformer
+    from scipy.sparse import csr_matrix
+
+    class AsMatrix(PyNNDescentTransformer):
+        """Newer releases of pynndescent give a sparse array, which scanpy takes for a matrix."""
+
+        def fit_transform(self, X: Any, y: Any = None, **kwargs: Any) -> Any:
+            return csr_matrix(super().fit_transform(X, y, **kwargs))
+
+    return AsMatrix(
+        n_neighbors=n_neighbors,
+        random_state=seed,
+        n_trees=min(64, 5 + round(n_cells**0.5 / 20)),
+        n_iters=max(5, round(np.log2(n_cells))),
+    )
 
 
 def leiden_with_k(graph: Any, k: int, seed: int) -> tuple[NDArray[np.int64], float]:

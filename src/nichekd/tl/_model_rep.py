@@ -9,7 +9,7 @@ from nichekd._keys import Keys
 from nichekd._record import notes
 from nichekd._resolve import get_table
 from nichekd.tl._inputs import features_of
-from nichekd.tl._predict_niches import KIND, MPP_TOLERANCE, _same_kind
+from nichekd.tl._student_inputs import KIND, MPP_TOLERANCE, same_kind
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -93,7 +93,7 @@ def _found(
             )
         return last
     for key, found in notes(adata).get(Keys.FEATURES, {}).items():
-        if key in adata.obsm and "mpp" in found and _same_kind(found, wanted):
+        if key in adata.obsm and "mpp" in found and same_kind(found, wanted):
             return key
     log.info("no features of the model's encoder yet: encoding crops with %s", wanted["encoder"])
     pp.histology_features(

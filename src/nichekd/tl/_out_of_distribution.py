@@ -92,6 +92,7 @@ def remember_training(
     found = TrainingRange.of(
         means,
         groups,
+        index.sizes[train],
         parts=2 * halves[:, 0] + halves[:, 1],
         lone=_far_apart(xy, index.radius),
         before=student.training_range,

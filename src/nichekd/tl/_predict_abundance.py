@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nichekd._keys import Keys
-from nichekd._record import notes, record
+from nichekd._record import record
 from nichekd._resolve import get_table, working_copy
-from nichekd.tl._inputs import features_of
-from nichekd.tl._predict_niches import KIND, MPP_TOLERANCE, _same_kind
+from nichekd.tl._model_rep import features_for
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -114,7 +113,6 @@ def _features(
     data: AnnData | SpatialData, model: AbundanceModel, use_rep: str | None, *, device: str | None, table_key: str
 ) -> tuple[Any, str | None]:
     """Features of the model's kind, made where there are none, and their key."""
-    adata = get_table(data, table_key)
     if model.encoder is not None:
         if use_rep is not None:
             raise ValueError(
@@ -126,52 +124,10 @@ def _features(
 
         reader = crop_reader(data, model.config.features, table_key=table_key)
         return encode_crops(reader, model.encoder.to(make_fabric(device).device)), None
-    if use_rep is None:
-        use_rep = _found_rep(data, model, device=device, table_key=table_key)
-    features = features_of(adata, use_rep, run="nk.pp.histology_features")
-    _check(adata, model, use_rep, features.shape[1])
-    return features, use_rep
-
-
-def _found_rep(data: AnnData | SpatialData, model: AbundanceModel, *, device: str | None, table_key: str) -> str:
-    from nichekd import pp
-
-    adata, wanted = get_table(data, table_key), model.config.features
-    if "encoder" not in wanted:  # features that were the user's own
-        return str(model.config.training["use_rep"])
-    for key, found in notes(adata).get(Keys.FEATURES, {}).items():
-        if key in adata.obsm and _same_kind(found, wanted):
-            return key
-    log.info("no features of the model's encoder yet: encoding crops with %s", wanted["encoder"])
-    pp.histology_features(
-        data,  # type: ignore[arg-type]  # it says so itself where there is no image
-        encoder=wanted["encoder"],
-        weights=wanted.get("weights"),
-        crop_px=int(wanted["crop_px"]),
-        mpp=float(wanted["mpp"]),
-        mode=wanted.get("mode", "crop"),
-        stride_px=wanted.get("stride_px"),
-        device=device,
-        table_key=table_key,
+    wanted = model.config.features
+    if use_rep is None and "encoder" not in wanted:  # features that were the user's own
+        use_rep = str(model.config.training["use_rep"])
+    key, features = features_for(
+        data, wanted, model.config.network.n_features, use_rep=use_rep, device=device, table_key=table_key
     )
-    return str(notes(adata)[Keys.LAST_REP])
-
-
-def _check(adata: AnnData, model: AbundanceModel, use_rep: str, n_features: int) -> None:
-    """Refuse features that are not of the model's kind."""
-    expected, found = model.config.features, notes(adata).get(Keys.FEATURES, {}).get(use_rep, {})
-    advice = "Leave use_rep out, and they are made as the model needs them."
-    for name in KIND:
-        if name in expected and name in found and expected[name] != found[name]:
-            raise ValueError(
-                f"obsm[{use_rep!r}] has {name} {found[name]!r}; the model was trained on {expected[name]!r}. {advice}"
-            )
-    if "mpp" in expected and "mpp" in found and abs(float(found["mpp"]) / float(expected["mpp"]) - 1) > MPP_TOLERANCE:
-        raise ValueError(
-            f"obsm[{use_rep!r}] was made at {float(found['mpp']):.4g} µm per pixel; the model was trained at "
-            f"{float(expected['mpp']):.4g}. {advice}"
-        )
-    if n_features != model.config.network.n_features:
-        raise ValueError(
-            f"obsm[{use_rep!r}] has {n_features} features; the model reads {model.config.network.n_features}. {advice}"
-        )
+    return features, key

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nichekd._image import has_image
 from nichekd._keys import Keys
-from nichekd._record import notes, record
+from nichekd._record import record
 from nichekd._resolve import get_table, working_copy
-from nichekd.tl._inputs import features_of, neighborhood_index
+from nichekd.tl._inputs import features_of
 from nichekd.tl._out_of_distribution import neighborhood_means, slide_warnings
+from nichekd.tl._student_inputs import check_features, find_cells, student_neighborhoods, student_rep
 from nichekd.tl._write_niches import write_labels
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from nichekd.models import NeighborhoodIndex, NicheStudent
 
 log = logging.getLogger(__name__)
-
-MPP_TOLERANCE = 0.02
-KIND = ("encoder", "fingerprint", "crop_px", "mode", "stride_px")  # what features of one kind agree in
 
 
 def predict_niches(
@@ -108,12 +105,12 @@ def predict_niches(
     if min_confidence is not None and not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence={min_confidence}; it is a probability, from 0 to 1.")
     data = working_copy(data, copy)
-    _find_cells(data, table_key)
+    find_cells(data, table_key)
     adata = get_table(data, table_key)
-    use_rep = _student_rep(data, student, use_rep, device=device, table_key=table_key)
+    use_rep = student_rep(data, student, use_rep, device=device, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     check_features(adata, student, use_rep, features.shape[1])
-    index = _student_neighborhoods(data, student, split_key=split_key, table_key=table_key)
+    index = student_neighborhoods(data, student, split_key=split_key, table_key=table_key)
     write_student_niches(
         adata, student, index, features, device=device, key_added=key_added, min_confidence=min_confidence
     )
@@ -156,7 +153,10 @@ def write_student_niches(
     write_labels(adata, key_added, codes, student.config.niche_names, n_niches=student.n_niches)
     adata.uns[Keys.colors(key_added)] = list(student.config.niche_colors)
     if student.training_range is not None:
-        adata.obs[Keys.ood(key_added)] = student.training_range.score(neighborhood_means(student, index, features))
+        means = neighborhood_means(student, index, features)
+        adata.obs[Keys.ood(key_added)] = student.training_range.score(means, index.sizes)
+    elif Keys.ood(key_added) in adata.obs:
+        del adata.obs[Keys.ood(key_added)]  # another student's
     log.info("niches of %d cells, mean entropy %.2f", len(logits), float(entropy.mean()))
 
 
@@ -171,94 +171,3 @@ def write_probabilities(
     entropy = -(proba * np.log(np.maximum(proba, 1e-12))).sum(1) / np.log(student.n_niches)
     adata.obsm[proba_key], adata.obs[entropy_key] = proba, entropy.astype(np.float32)
     return entropy.astype(np.float32)
-
-
-def check_features(adata: AnnData, student: NicheStudent, use_rep: str, n_features: int) -> None:
-    """Refuse features that are not of the student's kind."""
-    expected, found = student.config.features, notes(adata).get(Keys.FEATURES, {}).get(use_rep, {})
-    advice = "Leave use_rep out, and they are made as the student needs them."
-    for name in KIND:
-        if name in expected and name in found and expected[name] != found[name]:
-            raise ValueError(
-                f"obsm[{use_rep!r}] has {name} {found[name]!r}; the student was trained on {expected[name]!r}. {advice}"
-            )
-    if "mpp" in expected and "mpp" in found:
-        ratio = float(found["mpp"]) / float(expected["mpp"])
-        if abs(ratio - 1) > MPP_TOLERANCE:
-            raise ValueError(
-                f"obsm[{use_rep!r}] was made at {float(found['mpp']):.4g} µm per pixel; the student was trained at "
-                f"{float(expected['mpp']):.4g}. {advice}"
-            )
-    if n_features != student.config.n_features:
-        raise ValueError(
-            f"obsm[{use_rep!r}] has {n_features} features; the student reads {student.config.n_features}. {advice}"
-        )
-
-
-def _find_cells(data: AnnData | SpatialData, table_key: str) -> None:
-    """Segment nuclei where there is an image but no table."""
-    from nichekd import pp
-
-    if has_image(data) and not data.tables:  # type: ignore[union-attr]
-        log.info("no cells yet: segmenting nuclei")
-        pp.segment_nuclei(data, table_key=table_key)
-
-
-def _student_rep(
-    data: AnnData | SpatialData, student: NicheStudent, use_rep: str | None, *, device: str | None, table_key: str
-) -> str:
-    """``use_rep``, or the key of features of the student's kind, which are made where there are none."""
-    from nichekd import pp
-
-    if use_rep is not None:
-        return use_rep
-    adata = get_table(data, table_key)
-    wanted = student.config.features
-    if not wanted:
-        last = notes(adata).get(Keys.LAST_REP)
-        if last is None:
-            raise KeyError(
-                "The student carries no encoder, and the table has no image features; name some by use_rep=. "
-                f"obsm has {sorted(adata.obsm.keys())}."
-            )
-        return last
-    for key, found in notes(adata).get(Keys.FEATURES, {}).items():
-        if key in adata.obsm and _same_kind(found, wanted):
-            return key
-    encoder = student.encoder if student.encoder is not None else wanted["encoder"]
-    log.info("no features of the student's encoder yet: encoding crops with %s", wanted["encoder"])
-    pp.histology_features(
-        data,
-        encoder=encoder,
-        weights=wanted.get("weights") if student.encoder is None else None,
-        crop_px=int(wanted["crop_px"]),
-        mpp=float(wanted["mpp"]),
-        mode=wanted.get("mode", "crop"),
-        stride_px=wanted.get("stride_px"),
-        device=device,
-        table_key=table_key,
-    )
-    return notes(adata)[Keys.LAST_REP]
-
-
-def _same_kind(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether two records of features tell of the same encoder, crops and resolution."""
-    same = all(found.get(name) == wanted.get(name) for name in KIND)
-    return same and abs(float(found["mpp"]) / float(wanted["mpp"]) - 1) <= MPP_TOLERANCE
-
-
-def _student_neighborhoods(
-    data: AnnData | SpatialData, student: NicheStudent, *, split_key: str, table_key: str
-) -> NeighborhoodIndex:
-    """Neighborhoods of the student's radius."""
-    from nichekd import pp
-
-    adata = get_table(data, table_key)
-    found = notes(adata).get(Keys.RADIUS)
-    if found is None or Keys.CONNECTIVITIES not in adata.obsp or not np.isclose(found, student.config.radius):
-        log.info("neighborhoods of the student's radius, %.1f µm", student.config.radius)
-        library_key = notes(adata).get("neighborhoods", {}).get("library_key")  # those there were kept sections apart
-        pp.neighborhoods(
-            data, radius=student.config.radius, split_key=split_key, library_key=library_key, table_key=table_key
-        )
-    return neighborhood_index(data, split_key=split_key, table_key=table_key)

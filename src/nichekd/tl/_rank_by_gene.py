@@ -142,6 +142,10 @@ def rank_by_gene(
     genes_read = expression_task(adata, layer, genes, in_training, n_genes=fit.n_genes)
     library = library_codes(adata, library_key, genes_read.cells)
     losses = _possible(losses, library)
+    parameters = {
+        "rank_loss": rank_loss, "rank_weight": rank_weight, "distill_weight": distill_weight, "scales": losses.scales,
+        "temperature": temperature, "momentum": momentum, "seed": seed, "n_train": len(genes_read.cells),
+    }  # fmt: skip
     with seeded(seed):
         if encoder is None:
             made = frozen_task(data, use_rep, genes_read, library, fit, momentum, seed=seed, table_key=table_key)
@@ -153,11 +157,7 @@ def rank_by_gene(
                 crop_px=crop_px, image_key=image_key, device=device, seed=seed, table_key=table_key,
             )  # fmt: skip
         history = fit_rank_by_gene(made.network, made.task, losses, fit=fit, seed=seed, device=device)
-    parameters = {
-        "rank_loss": rank_loss, "rank_weight": rank_weight, "distill_weight": distill_weight, "scales": losses.scales,
-        "temperature": temperature, "momentum": momentum, "seed": seed, "n_train": len(genes_read.cells),
-    }  # fmt: skip
-    model = _model(made, genes_read.names, parameters)
+        model = _model(made, genes_read.names, parameters)
     model.history = history.columns
     record(
         adata, "rank_by_gene", seconds=time.perf_counter() - started, use_rep=made.use_rep, layer=genes_read.layer,
@@ -215,7 +215,9 @@ def _model(made: Any, genes: tuple[str, ...], parameters: dict[str, Any]) -> Ali
         n_out=made.network.teacher.head.norm.normalized_shape[0],
         features=plain(made.features),
         genes=genes,
-        training=plain({name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}),
+        training=plain(
+            {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
+        ),
     )
     encoder = None if made.tuned is None else made.tuned(made.network.teacher.backbone)
     if encoder is not None:

@@ -40,6 +40,8 @@ class CropViews:
         Normalises.
     strong, weak
         Changes of one crop, (3, h, w).
+    n_checked
+        Held-back cells to look at.
     """
 
     reader: CropReader
@@ -47,6 +49,7 @@ class CropViews:
     encoder: Encoder
     strong: Any
     weak: Any
+    n_checked: int = 256
 
     def __call__(self, cells: NDArray[np.integer], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(B, 3, h, w) each; torchvision draws from torch's global generator, which the training has seeded."""

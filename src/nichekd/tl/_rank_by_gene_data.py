@@ -86,7 +86,15 @@ class Losses:
 
 
 class Views(Protocol):
-    """What student and teacher see of cells."""
+    """What student and teacher see of cells.
+
+    Attributes
+    ----------
+    n_checked
+        Held-back cells that are worth their time to look at.
+    """
+
+    n_checked: int
 
     def __call__(self, cells: NDArray[np.integer], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Strongly changed, for the student, and weakly or not at all, for the teacher."""
@@ -107,11 +115,14 @@ class FeatureViews:
         What stands for a missing column, (F,): its mean.
     dropout
         Share of columns missing.
+    n_checked
+        As of :class:`Views`.
     """
 
     features: NDArray[np.floating]
     fill: Tensor
     dropout: float
+    n_checked: int = 4096
 
     def __call__(self, cells: NDArray[np.integer], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(B, F) each."""
@@ -158,9 +169,7 @@ class Task:
         for part in np.array_split(order, max(1, len(fitted) // batch_size)):
             yield fitted[part], block[part]
 
-    def _blocks(
-        self, fitted: NDArray[np.intp], cells_per_block: int, rng: np.random.Generator
-    ) -> NDArray[np.int64]:
+    def _blocks(self, fitted: NDArray[np.intp], cells_per_block: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Squares of tissue of about so many cells, on a grid that is put elsewhere each time."""
         xy, library = self.xy[fitted], self.library[fitted]
         extent = sum(float(np.prod(np.ptp(xy[library == one], axis=0))) for one in np.unique(library))

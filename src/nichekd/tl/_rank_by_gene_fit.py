@@ -67,9 +67,10 @@ class HeldBack:
     """Training cells that do not teach: how well the teacher orders them, and its weights when it did best."""
 
     def __init__(self, task: Task, cells: NDArray[np.intp], rng: np.random.Generator) -> None:
-        self.task, self.cells = task, cells
-        self.triplets = draw_triplets(len(cells), N_TRIPLETS, rng)
-        self.wanted = gaps(unit_rows(task.target[cells]), self.triplets)
+        n = task.views.n_checked
+        self.task, self.cells = task, np.sort(rng.choice(cells, n, replace=False)) if len(cells) > n else cells
+        self.triplets = draw_triplets(len(self.cells), N_TRIPLETS, rng)
+        self.wanted = gaps(unit_rows(task.target[self.cells]), self.triplets)
         self.last = self.first = self.best = float("nan")
         self.best_state: dict[str, Tensor] = {}
 

@@ -164,11 +164,11 @@ def network_of(
     """Both branches start at the leading principal components of what they read, in ``rows`` and ``read``."""
     genes = Branch(read.values.shape[1], fit.n_out, dropout=fit.dropout)
     rng = np.random.default_rng(seed)
-    for branch, values in ((student, rows), (genes, read.values)):
+    for branch, values, alike in ((student, rows, True), (genes, read.values, False)):
         some = np.arange(len(values))
         if len(some) > START_CELLS:
             some = np.sort(rng.choice(some, START_CELLS, replace=False))
-        branch.start(torch.from_numpy(np.asarray(values[some], dtype=np.float32)), seed=seed)
+        branch.start(torch.from_numpy(np.asarray(values[some], dtype=np.float32)), alike=alike, seed=seed)
     return RankByGeneNetwork(student, genes, momentum=momentum, queue_size=fit.queue_size)
 
 

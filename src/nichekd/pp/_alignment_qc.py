@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from nichekd._image import has_image
+from nichekd._loose_image import get_image_loosely
+from nichekd._record import record
+from nichekd._resolve import get_table
+from nichekd.pp._shifts import TRANSFORMS, Peak, Surface, Window, best_peak, surface_of, transform_px
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from nichekd._image import CellImage
+    from nichekd.pp._tiles import Tiles
+
+log = logging.getLogger(__name__)
+
+LARGEST_UM = 5.0  # shift that is warned of: a nucleus' radius
+WINDOW_UM = 400.0  # most of a tile that is looked at
+FEWEST = 20  # cells in a tile
+SURE, CLEAR, ENOUGH = 0.25, 0.1, 200  # confidence, correlation and cells from which a shift is warned of
+CACHE_BYTES = 64 * 2**20
+
+
+def alignment_qc(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    max_shift_um: float = 60.0,
+    grid: tuple[int, int] = (4, 4),
+    mpp: float = 1.0,
+    transforms: bool = True,
+    table_key: str = "table",
+) -> pd.DataFrame:
+    r"""How far the cells sit from the nuclei in the image.
+
+    The haematoxylin h of the image and the cells' centres c, drawn as points, are smoothed alike, freed of what is
+    wider than a nucleus, and cross-correlated tile by tile,
+    :math:`\rho(d) = \langle h(x + d)\, c(x) \rangle / (\lVert h \rVert \lVert c \rVert)`; the shift is where
+    :math:`\rho` is largest, by a parabola between pixels. The global one is that of all tiles' mean. All is done again
+    for the cells turned and mirrored about the image.
+
+    Parameters
+    ----------
+    sdata
+        Cells and their image. Cells may lie outside the image.
+    image_key
+        Name of the image; may be left out where there is one.
+    max_shift_um
+        Largest shift along x or y that is looked for.
+    grid
+        Rows and columns of tiles over the cells. Of each, up to 400 × 400 µm around its middle cell are looked at, so
+        that a large slide takes no longer than a small one.
+    mpp
+        µm per pixel at which they are compared.
+    transforms
+        Also try the cells turned and mirrored.
+    table_key
+        Name of the table.
+
+    Returns
+    -------
+    A row for the whole (``tile`` is ``"global"``) and one for each tile with at least 20 cells (``"row-column"``):
+
+    - ``x``, ``y``: the tile's middle, µm;
+    - ``dx``, ``dy``, ``shift``: what to add to ``obsm["spatial"]`` so that the cells sit on the nuclei, and its length, µm;
+    - ``peak``: the correlation there; ``confidence``: by what share the next best correlation, more than 10 µm off, is
+      lower; 0 is a guess, and from 0.25 a shift is to be believed;
+    - ``n_cells``;
+    - ``transform``: what the cells have to go through first, to fit best: ``"identity"``, ``"rot90"``, ``"rot180"``,
+      ``"rot270"`` (the cells turned counter-clockwise, as seen, with the image's frame), ``"flip"`` (left and right
+      exchanged), ``"flip_rot90"``, ``"flip_rot180"``, ``"flip_rot270"`` (exchanged, then turned). Shifts are what
+      remains after it.
+
+    Writes ``uns["nichekd"]["alignment_qc"]``, which :func:`nichekd.pl.alignment` draws.
+
+    Raises
+    ------
+    TypeError
+        If ``sdata`` has no image, being an ``AnnData``.
+    KeyError
+        If the table or the image is missing.
+    ValueError
+        If the image can't be used; if ``max_shift_um``, ``grid`` or ``mpp`` are out of range; if no tile has enough
+        cells on the image.
+
+    Examples
+    --------
+    >>> import nichekd as nk
+    >>> sdata = nk.datasets.simulate(1000, K=2)
+    >>> table = nk.pp.alignment_qc(sdata)
+    >>> bool(table.set_index("tile").loc["global", "shift"] < 1)
+    True
+    """
+    start = time.perf_counter()
+    adata = get_table(sdata, table_key)
+    if max_shift_um <= 0 or min(grid) < 1 or not 0.2 <= mpp <= 4:
+        raise ValueError(
+            f"max_shift_um={max_shift_um}, grid={grid}, mpp={mpp}; a shift is above 0, a grid has at least one row and "
+            "column, and nuclei are told apart at 0.2 to 4 µm per pixel."
+        )
+    image = get_image_loosely(sdata, adata, image_key=image_key)
+    surfaces = _surfaces(image, max_shift_um, grid, mpp, TRANSFORMS if transforms else ("identity",))
+    transform, peak = _best(surfaces, mpp)
+    rows = [_row("global", image, surfaces[transform], peak, transform)]
+    rows += [_row(s.name, image, [s], best_peak(s.rho, mpp), transform) for s in surfaces[transform]]
+    table = pd.DataFrame(rows)
+    record(
+        adata,
+        "alignment_qc",
+        seconds=time.perf_counter() - start,
+        image_key=image.key,
+        max_shift_um=max_shift_um,
+        transform=transform,
+        tiles={name: column.to_numpy() for name, column in table.drop(columns="transform").items()},
+    )
+    log.info(
+        "cells fit the image best by %s and a shift of (%.1f, %.1f) µm, confidence %.2f",
+        transform,
+        rows[0]["dx"],
+        rows[0]["dy"],
+        peak.confidence,
+    )
+    return table
+
+
+def warn_if_misaligned(sdata: Any, *, image_key: str | None = None, table_key: str = "table") -> float | None:
+    """Warn where cells sit more than 5 µm beside the nuclei of the image.
+
+    Parameters
+    ----------
+    sdata
+        Cells and their image; where there is no image, nothing is done.
+    image_key
+        Name of the image.
+    table_key
+        Name of the table.
+
+    Returns
+    -------
+    The global shift in µm, or ``None`` where it can't be told.
+
+    Warns
+    -----
+    UserWarning
+        Of a shift that is too large, if the correlation is clear; it says what to do.
+    """
+    if not has_image(sdata):
+        return None
+    try:
+        table = alignment_qc(sdata, image_key=image_key, transforms=False, table_key=table_key)
+        if not _is_sure(table):  # perhaps turned
+            table = alignment_qc(sdata, image_key=image_key, table_key=table_key)
+    except (KeyError, TypeError, ValueError) as err:  # whoever needs the image will say so
+        log.info("the alignment of cells and image was not looked at: %s", err)
+        return None
+    whole = table.iloc[0]
+    if not _is_sure(table):
+        log.info("whether cells and image are aligned can't be told: confidence %.2f", whole["confidence"])
+        return None
+    advice = (
+        "Look at nk.pp.alignment_qc(sdata) and nk.pl.alignment(sdata), then correct the image's transformation "
+        "(affine= of nk.io.paired)."
+    )
+    if whole["transform"] != "identity":
+        warnings.warn(
+            f"The cells fit the nuclei of the image only when turned or mirrored, by {whole['transform']!r}. {advice}",
+            UserWarning,
+            stacklevel=3,
+        )
+    elif whole["shift"] > LARGEST_UM:
+        warnings.warn(
+            f"The cells sit {whole['shift']:.1f} µm beside the nuclei of the image: ({whole['dx']:.1f}, {whole['dy']:.1f}) "
+            f"µm would have to be added to obsm['spatial']. {advice}",
+            UserWarning,
+            stacklevel=3,
+        )
+    return float(whole["shift"])
+
+
+def _is_sure(table: pd.DataFrame) -> bool:
+    """Whether the global shift is a finding, not an accident."""
+    whole = table.iloc[0]
+    return bool(whole["confidence"] >= SURE and whole["peak"] >= CLEAR and whole["n_cells"] >= ENOUGH)
+
+
+def _surfaces(
+    image: CellImage, max_shift_um: float, grid: tuple[int, int], mpp: float, transforms: tuple[str, ...]
+) -> dict[str, list[Surface]]:
+    """For each transform, the correlation of each tile with enough cells; each window is read once."""
+    from nichekd.pp._tiles import ImageTiles, ResampledTiles
+
+    factor = mpp / image.mpp
+    tiles: Tiles = ResampledTiles(ImageTiles(image.pixels, CACHE_BYTES), factor, CACHE_BYTES)
+    size = np.array(image.size_px) / factor
+    cells = {name: transform_px(image.xy_px / factor, size, name) for name in transforms}
+    reach = int(np.ceil(max_shift_um / mpp))
+    found: dict[str, list[Surface]] = {name: [] for name in transforms}
+    for name, middle in _middles(cells["identity"], size, grid).items():
+        window = Window.around(tiles, middle, WINDOW_UM, reach, mpp)
+        for transform in transforms:
+            surface = surface_of(window, cells[transform], name)
+            if surface.n_cells >= FEWEST:
+                found[transform].append(surface)
+    if not any(found.values()):
+        raise ValueError(
+            f"No tile of {grid[0]} × {grid[1]} has {FEWEST} cells on image {image.key!r}; there are "
+            f"{len(image.xy_px):,} cells. Take fewer, larger tiles (grid=(1, 1)), or look at the units of "
+            "obsm['spatial']: it has to be in µm."
+        )
+    return {name: surfaces for name, surfaces in found.items() if surfaces}
+
+
+def _middles(
+    xy: NDArray[np.float64], size: NDArray[np.float64], grid: tuple[int, int]
+) -> dict[str, NDArray[np.float64]]:
+    """Median cell of each tile of a grid over the cells that are on the image."""
+    on = xy[((xy >= 0) & (xy < size)).all(axis=1)]
+    if not len(on):
+        return {}
+    low, high = on.min(axis=0), on.max(axis=0) + 1e-6
+    column, row = ((on - low) / (high - low) * (grid[1], grid[0])).astype(int).T
+    return {
+        f"{i}-{j}": np.median(on[(row == i) & (column == j)], axis=0)
+        for i in range(grid[0])
+        for j in range(grid[1])
+        if np.any((row == i) & (column == j))
+    }
+
+
+def _best(surfaces: dict[str, list[Surface]], mpp: float) -> tuple[str, Peak]:
+    """The transform with the highest correlation of all tiles together; as they are, where that is as good."""
+    peaks = {name: best_peak(np.mean([s.rho for s in tiles], axis=0), mpp) for name, tiles in surfaces.items()}
+    best = max(peaks, key=lambda name: peaks[name].rho * peaks[name].confidence)
+    return best, peaks[best]
+
+
+def _row(name: str, image: CellImage, surfaces: list[Surface], peak: Peak, transform: str) -> dict[str, Any]:
+    to_um = np.linalg.inv(image.to_pixels)
+    middle = np.mean([surface.middle for surface in surfaces], axis=0) * (surfaces[0].mpp / image.mpp)
+    x, y = to_um[:2, :2] @ middle + to_um[:2, 2]
+    dx, dy = to_um[:2, :2] @ (np.array([peak.dx, peak.dy]) / image.mpp)
+    return {
+        "tile": name,
+        "x": float(x),
+        "y": float(y),
+        "dx": float(dx),
+        "dy": float(dy),
+        "shift": float(np.hypot(dx, dy)),
+        "peak": peak.rho,
+        "confidence": peak.confidence,
+        "n_cells": sum(surface.n_cells for surface in surfaces),
+        "transform": transform,
+    }
