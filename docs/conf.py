@@ -46,10 +46,9 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(anndata|spatialdata|dask|geopandas|huggingface_hub|lightning|matplotlib|numpy|pandas|pathlib|scipy)\..*",
+        r"(anndata|spatialdata|dask|geopandas|huggingface_hub|lightning|matplotlib|numpy|pandas|pathlib|scanpy|scipy|squidpy)\..*",
     ),
     ("py:.*", r"nichekd\..*\._.*|Ellipsis"),  # private types of public arguments
-    ("py:func", r"nichekd\.tl\.(calibrate|evaluate)"),  # not there yet
     ("py:.*", r"(scvi|shapely|torch|torchvision|xarray|collections|typing|np|pd|nn|da)\..*"),
 ]
 

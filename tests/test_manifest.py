@@ -95,3 +95,40 @@ def test_the_script_reads_a_bundle_with_its_cell_types(script, tmp_path, monkeyp
     ]
     assert sdata["table"].obs["cell_type"].tolist()[:2] == ["B", "T"]
     assert sdata["table"].obs["cell_type"].isna().tolist() == [False, False, True]
+
+
+def test_the_script_evaluates_what_is_whole(script, tmp_path, monkeypatch):
+    """First all that is there, then once more, for the composition divergence, what has cell types."""
+    import pandas as pd
+
+    from nichekd.tl._evaluation_data import as_datasets
+
+    typed, untyped, partial = DATASETS[:3]
+    for entry in (typed, untyped):
+        here = tmp_path / entry["bundle"]
+        here.mkdir()
+        for name in ("experiment.xenium", entry["he_image"], entry["he_alignment"]):
+            (here / name).touch()
+    (tmp_path / partial["bundle"]).mkdir()
+    (tmp_path / typed["bundle"] / "cell_types.csv").touch()
+    calls = []
+
+    def evaluate(data, **options):
+        calls.append((data, options))
+        return pd.DataFrame({"dataset": ["mean"], "ARI": [0.5]})
+
+    monkeypatch.setattr(script.nk.tl, "evaluate", evaluate)
+    monkeypatch.setattr(script, "read", lambda entry, folder: entry["name"])
+    monkeypatch.setattr("sys.argv", ["table1.py", str(tmp_path), "--out", str(tmp_path / "out"), "--encoder", "color"])
+    script.main()
+    (sections, first), (section, second) = calls
+    assert {name: read() for name, read in as_datasets(sections).items()} == {
+        typed["name"]: typed["name"],
+        untyped["name"]: untyped["name"],
+    }
+    assert first["methods"] == ["niche", "niche_histology_nolan", "niche_histology_leiden"]
+    assert section == typed["name"]
+    assert (second["cell_type_key"], second["out"]) == ("cell_type", tmp_path / "out" / typed["name"])
+    assert {name: second[name] for name in ("K", "seeds", "encoder", "methods")} == {
+        name: first[name] for name in ("K", "seeds", "encoder", "methods")
+    }

@@ -55,11 +55,17 @@ def abundance_of(adata: AnnData, key: str, *, run: str = "nk.pp.neighborhood_com
         If there is no cell or type; if types repeat; if its rows are other cells' or names of cells repeat, so that
         nobody can tell; if a value is NaN, infinite or negative.
     """
-    table = require(adata, "obsm", key, run=run)
+    try:
+        table = require(adata, "obsm", key, run=run)
+    except ValueError as err:  # of anndata, which looks at the index of every DataFrame
+        raise ValueError(
+            f"A DataFrame of obsm, perhaps {key!r}, is not aligned with the table: its index is not obs_names. Reorder it: "
+            f"adata.obsm[{key!r}] = abundance.loc[adata.obs_names]."
+        ) from err
     if adata.n_obs == 0:
         raise ValueError("The table has no cells or spots; there are no abundances to look at.")
     if isinstance(table, pd.DataFrame):
-        _check_rows(adata, table, key)
+        _check_names(adata, key)
         types, values = tuple(map(str, table.columns)), table.to_numpy()
     else:
         values = table.toarray() if hasattr(table, "toarray") else np.asarray(table)
@@ -75,19 +81,12 @@ def abundance_of(adata: AnnData, key: str, *, run: str = "nk.pp.neighborhood_com
     return Abundance(_checked(values, key), types)
 
 
-def _check_rows(adata: AnnData, table: pd.DataFrame, key: str) -> None:
+def _check_names(adata: AnnData, key: str) -> None:
     if not adata.obs_names.is_unique:
         n = int(adata.obs_names.duplicated().sum())
         raise ValueError(
             f"{n:,} of {adata.n_obs:,} obs_names repeat others, so the rows of obsm[{key!r}] can't be told apart. Run "
             "adata.obs_names_make_unique() before the abundances are put in."
-        )
-    other = table.index.astype(str) != adata.obs_names.astype(str)
-    if other.any():
-        raise ValueError(
-            f"obsm[{key!r}] is not aligned with the table: {other.sum():,} of {len(other):,} rows are named otherwise, "
-            f"the first {table.index[other][0]!r} for {adata.obs_names[other][0]!r}. Reorder it: "
-            f"adata.obsm[{key!r}] = abundance.loc[adata.obs_names]."
         )
 
 

@@ -17,7 +17,7 @@ def test_head_is_a_linear_map_and_its_correction():
     head = ProjectionHead(3, 2)
     x = torch.randn(4, 3)
     wx = x @ head.linear.weight.T + head.linear.bias
-    inner = torch.nn.functional.gelu(wx) @ head.correction[1].weight.T + head.correction[1].bias
+    inner = torch.nn.functional.gelu(wx) @ head.hidden.weight.T + head.hidden.bias
     y = inner + wx
     expected = (y - y.mean(1, keepdim=True)) / (y.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
     assert torch.allclose(head(x), expected, atol=1e-6)

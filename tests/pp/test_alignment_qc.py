@@ -55,11 +55,9 @@ def test_aligned_cells(section):
 
 @pytest.mark.parametrize("shift", [(2.0, 0.0), (-3.3, 4.4), (0.0, 20.0), (35.0, -35.7), (-50.0, 7.0)])
 def test_planted_shifts(section, shift):
-    true = nk.pp.alignment_qc(section, transforms=False)
-    table = nk.pp.alignment_qc(moved(section, section["table"].obsm["spatial"] - shift), transforms=False)
+    table = nk.pp.alignment_qc(moved(section, section["table"].obsm["spatial"] - shift), transforms=False, grid=(2, 2))
     found = whole(table)[["dx", "dy"]].to_numpy(float)
     assert np.hypot(*(found - shift)) < 1
-    assert found == pytest.approx(np.add(shift, whole(true)[["dx", "dy"]].to_numpy(float)), abs=0.3)
     local = table.loc[1:, ["dx", "dy"]].to_numpy(float)
     assert np.median(np.hypot(*(local - shift).T)) < 1
 
@@ -67,14 +65,14 @@ def test_planted_shifts(section, shift):
 @pytest.mark.parametrize("planted", TRANSFORMS)
 def test_turned_and_mirrored_cells(section, planted):
     xy = transform_px(section["table"].obsm["spatial"], np.array([SIDE, SIDE]), planted)
-    row = whole(nk.pp.alignment_qc(moved(section, xy)))
+    row = whole(nk.pp.alignment_qc(moved(section, xy), grid=(2, 2)))
     assert row["transform"] == BACK[planted]
     assert row["shift"] < 1
 
 
 def test_turned_and_shifted(section):
     xy = transform_px(section["table"].obsm["spatial"] - (12.0, -7.0), np.array([SIDE, SIDE]), "rot90")
-    row = whole(nk.pp.alignment_qc(moved(section, xy)))
+    row = whole(nk.pp.alignment_qc(moved(section, xy), grid=(2, 2)))
     assert row["transform"] == "rot270"
     assert (row["dx"], row["dy"]) == pytest.approx((12, -7), abs=1)
 

@@ -4,6 +4,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import spatialdata
 from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ def test_cells_without_a_type_are_counted_as_none(line, caplog):
     assert "1 of 5 cells have no obs['kind']" in caplog.text
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000), radius=st.floats(5, 60))
 def test_definition(seed, radius):
     """Against all pairs, one by one."""
@@ -84,9 +85,8 @@ def test_copy_leaves_the_data_as_they_are(line):
 def test_survives_writing(line, tmp_path):
     nk.pp.neighborhood_composition(line, cell_type_key="kind", radius=10)
     line.write_h5ad(tmp_path / "cells.h5ad")
-    line.write_zarr(tmp_path / "cells.zarr")
-    for again in (anndata.read_h5ad(tmp_path / "cells.h5ad"), anndata.read_zarr(tmp_path / "cells.zarr")):
-        pd.testing.assert_frame_equal(again.obsm["cell_abundance"], line.obsm["cell_abundance"], check_names=False)
+    again = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    pd.testing.assert_frame_equal(again.obsm["cell_abundance"], line.obsm["cell_abundance"], check_names=False)
 
 
 def test_spots_by_hand():
@@ -126,13 +126,16 @@ def test_every_cell_is_in_the_spots_that_cover_it():
         assert np.array_equal(spots.obsm["cell_abundance"][kind], (inside & (kinds == kind)[None]).sum(axis=1))
 
 
-def test_spots_of_a_slide_can_be_split_and_encoded():
-    sdata = nk.datasets.simulate(n_cells=300, K=3, seed=0, mpp=0.5)
+def test_spots_of_a_slide_can_be_split_encoded_and_written(tmp_path):
+    sdata = nk.datasets.simulate(n_cells=150, K=2, seed=0, mpp=0.5)
     spots = nk.pp.neighborhood_composition(sdata, cell_type_key="cell_type", spots=True, radius=20, spot_distance=40)
     nk.pp.split(spots, n_strips=2, crop_px=32)
     nk.pp.histology_features(spots, encoder="color", crop_px=32)
     table = spots["table"]
     assert table.obsm["X_color"].shape == (table.n_obs, 42)
+    spots.write(tmp_path / "spots.zarr")
+    again = spatialdata.read_zarr(tmp_path / "spots.zarr")["table"]
+    assert np.array_equal(again.obsm["cell_abundance"].to_numpy(), table.obsm["cell_abundance"].to_numpy())
     # the place of a spot in the image is that of its cells
     from nichekd._image import get_image
 

@@ -55,11 +55,13 @@ def test_glass_stays_light_and_tissue_stays_apart(method):
     assert np.corrcoef(normalised(normalise, pixels)[:, 0], pixels[:, 0])[0, 1] > 0.9
 
 
-def test_macenko_of_the_reference_changes_little():
-    _, pixels = mixed(REFERENCE, REFERENCE_MOST)
-    again = normalised(StainNormaliser.fit("macenko", pixels), pixels).astype(float)
-    once_more = StainNormaliser.fit("macenko", again.astype(np.uint8))
-    assert np.abs(normalised(once_more, again.astype(np.uint8)) - again).mean() < 4
+@pytest.mark.parametrize("method", METHODS)
+def test_two_stainings_of_one_section_meet(method):
+    one = mixed(unit([(0.55, 0.75, 0.35), (0.15, 0.95, 0.25)]), np.array([1.2, 0.8]))[1]
+    other = mixed(unit([(0.70, 0.65, 0.25), (0.08, 0.98, 0.15)]), np.array([1.7, 1.3]))[1]
+    before = np.abs(one.astype(float) - other).mean()
+    found = [normalised(StainNormaliser.fit(method, pixels), pixels).astype(float) for pixels in (one, other)]
+    assert np.abs(found[0] - found[1]).mean() < before / 3
 
 
 def test_reinhard_meets_the_references_mean_and_spread():
@@ -67,7 +69,7 @@ def test_reinhard_meets_the_references_mean_and_spread():
     tissue = pixels[pixels.min(axis=1) < 255 * np.exp(-0.15)]
     changed = normalised(StainNormaliser.fit("reinhard", pixels), tissue)
     lab = np.log10(np.maximum(changed, 1) / 255 @ TO_LMS.T) @ TO_LAB.T
-    assert lab.mean(axis=0) == pytest.approx(REFERENCE_MEAN, abs=0.03)
+    assert lab.mean(axis=0) == pytest.approx(REFERENCE_MEAN, abs=0.04)
     assert lab.std(axis=0) == pytest.approx(REFERENCE_SD, rel=0.35)
 
 

@@ -23,7 +23,7 @@ def planted(n=300, seed=0):
     """Spots on a grid whose image features tell of four types, and so does expression."""
     rng = np.random.default_rng(seed)
     abundance = rng.gamma(1.0, [4.0, 2.0, 1.0, 0.2], (n, 4))
-    features = abundance @ rng.normal(size=(4, 12)) / 2 + rng.normal(size=(n, 12))
+    features = abundance @ rng.normal(size=(4, 12)) / 2 + rng.normal(size=(n, 12)) / 2
     counts = rng.poisson(abundance @ rng.gamma(1, 2, (4, 20)) + 0.2)
     names = [f"spot{i}" for i in range(n)]
     side = int(np.ceil(np.sqrt(n)))
@@ -60,11 +60,18 @@ def test_it_learns_what_images_tell(spots, align):
 
 
 def test_pairs_that_were_shuffled_teach_nothing(spots):
-    trained = np.flatnonzero(spots.obs["split"] == "train")
-    order = np.random.default_rng(0).permutation(trained)
-    spots.obsm["X_image"][trained] = spots.obsm["X_image"][order]
-    train(spots)
-    assert abs(mean_pearson(spots)) < 0.3
+    test = (spots.obs["split"] == "test").to_numpy()
+    level = spots.obsm["cell_abundance"][test].std().to_numpy()  # error of the best constant
+
+    def error():
+        train(spots)
+        table = nk.tl.abundance_agreement(spots, truth="cell_abundance", prediction="abundance", subset="test")
+        return (table["RMSE"].to_numpy() / level).mean()
+
+    assert error() < 0.8
+    trained = np.flatnonzero(~test)
+    spots.obsm["X_image"][trained] = spots.obsm["X_image"][np.random.default_rng(0).permutation(trained)]
+    assert error() > 0.95
 
 
 def test_what_is_written(spots, tmp_path):
@@ -81,8 +88,7 @@ def test_what_is_written(spots, tmp_path):
     spots.write_h5ad(tmp_path / "spots.h5ad")
     again = anndata.read_h5ad(tmp_path / "spots.h5ad")
     assert np.array_equal(again.obsm["abundance"].to_numpy(), table.to_numpy())
-    spots.write_zarr(tmp_path / "spots.zarr")
-    assert np.array_equal(anndata.read_zarr(tmp_path / "spots.zarr").obsm["X_cuca"], spots.obsm["X_cuca"])
+    assert np.array_equal(again.obsm["X_cuca"], spots.obsm["X_cuca"])
 
 
 def test_same_seed_same_model(spots):
@@ -199,7 +205,7 @@ def test_missing_keys_say_what_there_is(spots):
 
 def test_rows_of_other_spots(spots):
     spots.obsm["cell_abundance"].index = spots.obs_names[::-1]
-    with pytest.raises(ValueError, match=r"not aligned with the table: 300 of 300 rows.*loc\[adata.obs_names\]"):
+    with pytest.raises(ValueError, match=r"'cell_abundance', is not aligned with the table.*loc\[adata.obs_names\]"):
         train(spots)
 
 

@@ -82,7 +82,7 @@ def test_no_cell_sees_its_own_group():
     """A feature that names the slide can't help: the slide's level is not known to the other ones."""
     adata = cells(noise=0.01)
     adata.obs["slide"] = np.repeat(["a", "b", "c"], 100)
-    adata.X = np.random.default_rng(2).normal(size=(300, 5)) + 50 * (np.arange(300) // 100)[:, None]
+    adata.X = np.random.default_rng(2).normal(size=(300, 5)) + np.repeat([0, 50, 300], 100)[:, None]
     adata.obsm["X_image"] = np.eye(3)[np.arange(300) // 100].astype(np.float32)
     predict(adata, library_key="slide")
     for group in range(3):

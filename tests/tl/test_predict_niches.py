@@ -99,6 +99,8 @@ def test_neighborhoods_of_another_radius_are_made_again(student, cells):
     assert cells.obs["n_neighbors"].mean() > 2 * few
 
 
+@pytest.mark.filterwarnings("ignore:Cells have .* neighbors:UserWarning")  # half as dense, each
+@pytest.mark.filterwarnings("ignore:.*cells look unlike:UserWarning")
 def test_sections_stay_apart(student, cells):
     cells.obs["section"] = pd.Categorical(np.arange(250) % 2)  # two, one on top of the other
     nk.pp.neighborhoods(cells, radius=30, library_key="section")
@@ -182,6 +184,7 @@ def test_resamples_to_the_students_resolution(student):
     assert sdata["table"].uns["nichekd"]["features"]["X_color"]["mpp"] == pytest.approx(0.25, rel=0.02)
 
 
+@pytest.mark.filterwarnings("ignore:.*cells look unlike:UserWarning")  # it was taught on other features
 def test_a_students_own_encoder_makes_its_features(student, slide):
     encoder = Encoder("mine", nn.Sequential(nn.AdaptiveAvgPool2d((2, 7)), nn.Flatten()))  # 42 numbers, as color has
     features = student.config.features | {"encoder": "mine", "fingerprint": encoder.fingerprint}

@@ -52,7 +52,7 @@ class TestWithLifelines:
         assert table.columns.tolist() == ["fold", "c_index", "n_slides", "n_events"]
         assert table["fold"].tolist() == ["0", "1", "2", "3", "4", "all"]
         pooled = table.iloc[-1]
-        assert pooled["c_index"] > 0.7
+        assert pooled["c_index"] > 0.65
         assert pooled["n_slides"] == 60
         assert table["n_events"].iloc[:-1].sum() == pooled["n_events"]
         risk = adata.obs.groupby("slide")["risk"].nunique()

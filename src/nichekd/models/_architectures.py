@@ -18,7 +18,7 @@ def register_architecture(name: str, build: Callable[..., nn.Module]) -> None:
     Parameters
     ----------
     name
-        What :attr:`Encoder.architecture` says.
+        What ``Encoder.architecture`` says.
     build
         ``build(**architecture_kwargs)`` makes the module, untrained.
 

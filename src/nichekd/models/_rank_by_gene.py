@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nichekd.models._rank_losses import cosine_similarity, info_nce, rank_loss
 
@@ -58,13 +59,14 @@ class ProjectionHead(nn.Module):
     def __init__(self, n_in: int, n_out: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.linear = nn.Linear(n_in, n_out)
-        self.correction = nn.Sequential(nn.GELU(), nn.Linear(n_out, n_out), nn.Dropout(dropout))
+        self.hidden = nn.Linear(n_out, n_out)
+        self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(n_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n_in) → (B, n_out)."""
         linear = self.linear(x)
-        return self.norm(linear + self.correction(linear))
+        return self.norm(linear + self.dropout(self.hidden(F.gelu(linear))))
 
 
 class Branch(nn.Module):
@@ -101,7 +103,7 @@ class Branch(nn.Module):
             sd = sd.square().mean().sqrt().expand_as(sd)
         self.standardize.fit(mean.numpy(), sd.numpy())
         scaled = self.standardize(rows)
-        linear, last = self.head.linear, self.head.correction[1]
+        linear = self.head.linear
         n_components = min(linear.out_features, len(rows) - 1, linear.in_features)
         solver = "randomized" if n_components < 0.8 * min(scaled.shape) else "full"
         pca = PCA(n_components, svd_solver=solver, random_state=seed).fit(scaled.numpy())
@@ -109,7 +111,7 @@ class Branch(nn.Module):
         with torch.no_grad():
             linear.weight[:n_components] = torch.from_numpy(pca.components_ / unit).float()
             linear.bias.zero_()
-            last.weight.mul_(SMALL)
+            self.head.hidden.weight.mul_(SMALL)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,8 +160,8 @@ class RankByGeneNetwork(nn.Module):
         r"""After a step of the optimizer: :math:`\theta_t \leftarrow m \theta_t + (1 - m) \theta_s`, exactly."""
         for taught, learned in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             taught.lerp_(learned.detach(), 1 - self.momentum)
-        for taught, learned in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
-            taught.copy_(learned)
+        for kept, current in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
+            kept.copy_(current)
 
     @torch.no_grad()
     def remember(self, genes: Tensor, taught: Tensor) -> None:

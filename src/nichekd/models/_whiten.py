@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -61,6 +61,15 @@ class Whiten(nn.Module):
         self.mean.copy_(torch.from_numpy(mean))
         self.components.copy_(torch.from_numpy(matrix))
         return self
+
+    @torch.no_grad()
+    def rows(self, features: Any, *, block: int = 16_384) -> NDArray[np.float32]:
+        """Components of feature rows (n, F), in memory or lazy, block by block: (n, n_components)."""
+        blocks = [
+            self(torch.from_numpy(np.asarray(features[start : start + block], dtype=np.float32)))
+            for start in range(0, features.shape[0], block)
+        ]
+        return torch.cat(blocks).numpy()
 
     def forward(self, features: Tensor) -> Tensor:
         """(M, F) → (M, n_components)."""

@@ -109,7 +109,7 @@ def _draw_map(
     )
     ax.scatter(x, y, s=5, c=colors, zorder=4, linewidths=0)
     length = float(f"{longest:.1g}")
-    ax.quiverkey(arrows, 0.86, 0.04, length, f"{length:g} µm", labelpos="N", color=AS_THEY_ARE, zorder=7)
+    ax.quiverkey(arrows, 0.82, -0.03, length, f"{length:g} µm", labelpos="E", color=AS_THEY_ARE, zorder=7)
     scale_bar(ax)
 
 

@@ -103,11 +103,18 @@ def attention(
                 draw_slide(ax, data, image, extent)
             order = cells[np.argsort(np.nan_to_num(values[cells], nan=-1))]  # what counts most on top
             xy = _centres(adata, order)
-            points = _map(ax, xy, values[order], dot_area(xy, extent, plan.width), norm, over=image is not None)
+            points = _map(
+                ax,
+                xy,
+                values[order],
+                dot_area(xy, extent, min(plan.width, plan.height / extent.aspect)),
+                norm,
+                over=image is not None,
+            )
             scale_bar(ax)
         bar = fig.colorbar(points, ax=axes, label="attention, multiples of the slide's mean", shrink=0.6, aspect=25)
-        bar.solids.set_alpha(1)
         bar.outline.set_visible(False)
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         return finish(fig, save, dpi)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LARGEST_UM = 5.0  # shift that is warned of: a nucleus' radius
-WINDOW_UM = 400.0  # most of a tile that is looked at
+WINDOW_UM = (120.0, 400.0)  # least and most of a tile that is looked at
 FEWEST = 20  # cells in a tile
 SURE, CLEAR, ENOUGH = 0.25, 0.1, 200  # confidence, correlation and cells from which a shift is warned of
 CACHE_BYTES = 64 * 2**20
@@ -204,8 +204,9 @@ def _surfaces(
     cells = {name: transform_px(image.xy_px / factor, size, name) for name in transforms}
     reach = int(np.ceil(max_shift_um / mpp))
     found: dict[str, list[Surface]] = {name: [] for name in transforms}
-    for name, middle in _middles(cells["identity"], size, grid).items():
-        window = Window.around(tiles, middle, WINDOW_UM, reach, mpp)
+    middles, side_um = _middles(cells["identity"], size, grid, mpp)
+    for name, middle in middles.items():
+        window = Window.around(tiles, middle, side_um, reach, mpp)
         for transform in transforms:
             surface = surface_of(window, cells[transform], name)
             if surface.n_cells >= FEWEST:
@@ -220,20 +221,22 @@ def _surfaces(
 
 
 def _middles(
-    xy: NDArray[np.float64], size: NDArray[np.float64], grid: tuple[int, int]
-) -> dict[str, NDArray[np.float64]]:
-    """Median cell of each tile of a grid over the cells that are on the image."""
+    xy: NDArray[np.float64], size: NDArray[np.float64], grid: tuple[int, int], mpp: float
+) -> tuple[dict[str, NDArray[np.float64]], float]:
+    """Median cell of each tile of a grid over the cells that are on the image, and the side of its window in µm."""
     on = xy[((xy >= 0) & (xy < size)).all(axis=1)]
     if not len(on):
-        return {}
+        return {}, WINDOW_UM[0]
     low, high = on.min(axis=0), on.max(axis=0) + 1e-6
     column, row = ((on - low) / (high - low) * (grid[1], grid[0])).astype(int).T
-    return {
+    middles = {
         f"{i}-{j}": np.median(on[(row == i) & (column == j)], axis=0)
         for i in range(grid[0])
         for j in range(grid[1])
         if np.any((row == i) & (column == j))
     }
+    # no wider than a tile, so that windows share few cells
+    return middles, float(np.clip(((high - low) / (grid[1], grid[0])).min() * mpp, *WINDOW_UM))
 
 
 def _best(surfaces: dict[str, list[Surface]], mpp: float) -> tuple[str, Peak]:

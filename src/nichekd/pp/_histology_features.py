@@ -97,7 +97,8 @@ def histology_features(
     mode
         ``"crop"``: a crop a cell, its features those of the crop. ``"dense"``: tiles of ``crop_px`` on a grid are
         encoded once, and a cell gets the mean of the patch tokens (or feature map) within an eighth of a tile around
-        it, followed by its tile's features: twice as many numbers, at a fraction of the time, for models of timm.
+        it, followed by its tile's features: twice as many numbers, at a fraction of the time, for models of timm; of a
+        gene-aware encoder, what it reads off its map at the cell.
     stride_px
         Distance of the tiles of ``mode="dense"``; half of ``crop_px`` if left out.
     stain

@@ -54,7 +54,7 @@ def log_normalized(adata: AnnData, layer: str | None) -> sparse.csr_matrix | NDA
             matrix = getattr(matrix, to_memory)()
     is_sparse = sparse.issparse(matrix)
     values = sparse.csr_matrix(matrix, dtype=np.float32) if is_sparse else np.array(matrix, dtype=np.float32)
-    data = values.data if is_sparse else values
+    data: NDArray[np.float32] = np.asarray(values.data if is_sparse else values)
     if n_bad := int(np.count_nonzero(~np.isfinite(data))):
         raise ValueError(f"{where} holds {n_bad:,} values that are NaN or infinite. Drop those cells, or fill them in.")
     if _fault(data.ravel()) is not None:

@@ -26,8 +26,9 @@ ALIKE = np.deg2rad(6)  # two stains closer than this are one
 REFERENCE = np.array([[0.65, 0.07], [0.70, 0.99], [0.29, 0.11]])
 REFERENCE /= np.linalg.norm(REFERENCE, axis=0)
 REFERENCE_MOST = np.array([1.6, 1.0])
-# means and standard deviations of l, alpha and beta in tissue of an ordinary H&E (OpenSlide's CMU-1, rounded)
-REFERENCE_MEAN, REFERENCE_SD = np.array([-0.65, 0.03, 0.05]), np.array([0.25, 0.05, 0.02])
+# means and standard deviations of l, alpha and beta in tissue, between OpenSlide's CMU-1 (-0.64, -0.07, 0.03 and 0.40,
+# 0.09, 0.02) and the bundled section (-0.21, -0.07, 0.01 and 0.14, 0.04, 0.005)
+REFERENCE_MEAN, REFERENCE_SD = np.array([-0.45, -0.07, 0.02]), np.array([0.25, 0.06, 0.015])
 TO_LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
 TO_LAB = np.diag(1 / np.sqrt([3, 6, 2])) @ np.array([[1, 1, 1], [1, 1, -2], [1, -1, 0]])
 
@@ -41,7 +42,7 @@ class StainNormaliser:
     that their 99th percentile is the reference's, and the reference's stains put in place of S.
 
     ``"reinhard"`` :cite:`Reinhard2001`: in the space lαβ, which is linear in the logarithm of cone responses, mean and
-    standard deviation of tissue become the reference's.
+    standard deviation of tissue become the reference's. Glass, of which they know nothing, stays as it is.
 
     Both are an affine map of logarithms, which is what is kept.
     """
@@ -85,6 +86,8 @@ class StainNormaliser:
         else:
             log_lms = np.log10(np.maximum(TO_LMS @ (np.maximum(flat, 1) / 255), 1e-6))
             light = np.linalg.solve(TO_LMS, 10 ** (self.matrix @ log_lms + self.offset[:, None]))
+            stained = np.clip(-LOG[flat].min(axis=0) / STAINED, 0, 1)
+            light = stained * light + (1 - stained) * flat / 255
         return np.clip(np.rint(255 * light), 0, 255).astype(np.uint8).reshape(pixels.shape)
 
 

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import softmax
 
+from nichekd.tl._kmeans import kmeans_partition
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-STARTS = 20
-SAMPLE = 50_000
 
 
 def consensus_partition(members: Sequence[NDArray[np.floating]], temperature: float, *, seed: int) -> NDArray[np.int32]:
@@ -32,9 +31,5 @@ def consensus_partition(members: Sequence[NDArray[np.floating]], temperature: fl
     -------
     Labels, (n,), from 0 to K - 1.
     """
-    from sklearn.cluster import KMeans
-
-    rng = np.random.default_rng(seed)
     beside = np.concatenate([softmax(logits / temperature, axis=1) for logits in members], axis=1)
-    sample = beside if len(beside) <= SAMPLE else beside[rng.choice(len(beside), SAMPLE, replace=False)]
-    return KMeans(members[0].shape[1], n_init=STARTS, random_state=seed).fit(sample).predict(beside)
+    return kmeans_partition(beside, members[0].shape[1], seed)

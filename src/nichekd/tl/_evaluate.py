@@ -61,7 +61,7 @@ def evaluate(
     ----------
     data
         Cells with counts, centres, and an H&E image or image features. Or many data sets: a mapping from names to
-        these or to paths, a sequence of paths, or a folder with ``NAME.zarr``, or ``NAME.h5ad`` beside an image of the
+        these, to paths, or to functions that return one, a sequence of paths, or a folder with ``NAME.zarr``, or ``NAME.h5ad`` beside an image of the
         same name; they are read one at a time.
     K
         Numbers of niches.
@@ -156,7 +156,6 @@ def _evaluate_many(datasets: Mapping[str, Any], *, out: Path | None, **options: 
     if out is not None:
         write_tables(tables, out)
     return table
-    table.attrs = {"runs": pd.concat(runs, ignore_index=True), "teachers": pd.concat(teachers, ignore_index=True)}
 
 
 def _evaluate_one(data: Any, *, out: Path | None, **options: Any) -> Tables:

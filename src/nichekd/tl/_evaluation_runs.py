@@ -175,12 +175,14 @@ class Evaluation:
         )  # fmt: skip
 
     def _gene_aware_encoder(self, folder: EvaluationFolder) -> Any:
-        from nichekd.models import Encoder
-        from nichekd.tl._gene_aware_encoder import gene_aware_encoder
+        from nichekd.models import Encoder, register_encoder
+        from nichekd.tl._gene_aware_encoder import NAME, gene_aware_encoder
 
         kept = None if folder.path is None else folder.path / ENCODER
         if kept is not None and kept.is_dir():
-            return Encoder.load(kept)
+            encoder = Encoder.load(kept)
+            register_encoder(NAME, lambda weights: encoder, overwrite=True)
+            return encoder
         encoder = gene_aware_encoder(
             self.data, encoder=self.gene_aware, split_key=self.split_key, seed=self.seeds[0],
             fit=self.gene_aware_fit, device=self.device, table_key=self.table_key,

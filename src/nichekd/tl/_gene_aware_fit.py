@@ -56,7 +56,7 @@ class GeneAwareSettings:
         Random changes of the crops.
     """
 
-    max_epochs: int = 12
+    max_epochs: int = 8
     crops_per_epoch: int | None = None
     batch_size: int = 8
     learning_rate: float = 2e-3

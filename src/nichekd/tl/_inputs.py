@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+IN_MEMORY_BYTES = 4 * 2**30
+
 
 def neighborhood_index(data: AnnData | SpatialData, *, split_key: str, table_key: str) -> NeighborhoodIndex:
     """Neighborhoods of all cells; :func:`nichekd.pp.neighborhoods` runs where it has not."""
@@ -66,7 +68,7 @@ def image_rep(data: AnnData | SpatialData, use_rep: str | None, *, table_key: st
 
 
 def features_of(adata: AnnData, use_rep: str, *, run: str) -> Any:
-    """``obsm[use_rep]``, (n, F), in memory or lazy.
+    """``obsm[use_rep]``, (n, F), in memory, or lazy where it would take more than 4 GB.
 
     Raises
     ------
@@ -80,6 +82,8 @@ def features_of(adata: AnnData, use_rep: str, *, run: str) -> Any:
         features = features.to_numpy()
     if features.ndim != 2:
         raise ValueError(f"obsm[{use_rep!r}] has shape {features.shape}; it has to be (n_cells, n_features).")
+    if hasattr(features, "compute") and features.nbytes <= IN_MEMORY_BYTES:
+        features = features.compute()  # batches of rows at random are fifty times slower out of a lazy array
     if isinstance(features, np.ndarray) and not np.isfinite(features).all():
         bad = int((~np.isfinite(features)).any(axis=1).sum())
         raise ValueError(

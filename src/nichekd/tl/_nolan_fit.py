@@ -17,6 +17,7 @@ from nichekd.models._nolan import MeanTeacher, NolanLoss, NolanNetwork, ViewMake
 from nichekd.models._whiten import Whiten
 from nichekd.tl._batches import spatial_batches
 from nichekd.tl._fit import History, make_fabric, seeded
+from nichekd.tl._kmeans import kmeans_partition
 from nichekd.tl._prediction import predict_logits
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 
 FIT_CELLS = 50_000  # more change k-means centres and components less than the seed does
 N_COMPONENTS = 64
-KMEANS_STARTS = 20
 # few features need no wide network, and the network is run eight times a step
 NOLAN_SIZES: dict[str, dict[str, Any]] = {"pooling": {"d_model": 64, "mlp_ratio": 2.0}}
 
@@ -80,9 +80,9 @@ def fit_nolan(
     with seeded(seed), tqdm(total=total, desc=name, unit="step", disable=not package_settings.progress) as bar:
         run = _Run(fabric, NolanNetwork(config, n_niches), index, features, train, fit, seed)
         if fit.n_warm_start:
-            run.warm_start(neighborhood_kmeans(index, features, train, n_niches, seed) if start is None else start, bar)
+            run.warm_start(run.neighborhood_kmeans(n_niches, seed) if start is None else start, bar)
         teacher, loss = run.distil(bar)
-    logits = predict_logits(teacher.network, index, features, device=fabric.device, prepare=run.reduced)
+    logits = predict_logits(teacher.network, index, run.components, device=fabric.device)
     if fit.balance == "centering":
         # the partition that training balanced is the centred one; the raw argmax would be another
         logits = logits - loss.center.cpu().numpy()
@@ -102,23 +102,30 @@ class _Run:
         fit: NolanSettings,
         seed: int,
     ) -> None:
-        self.fabric, self.fit, self.index, self.features, self.train = fabric, fit, index, features, train
+        self.fabric, self.fit, self.index, self.train = fabric, fit, index, train
         self.network = network
         rng = np.random.default_rng(seed)
         self.views = ViewMaker(fit, torch.Generator().manual_seed(seed))
         sample = train if len(train) <= FIT_CELLS else np.sort(rng.choice(train, FIT_CELLS, replace=False))
         n_components = network.backbone.config.n_features
-        self.reduce = Whiten(features.shape[1], n_components, equal=False).fit(np.asarray(features[sample]), seed=seed)
+        reduce = Whiten(features.shape[1], n_components, equal=False).fit(np.asarray(features[sample]), seed=seed)
+        self.components = reduce.rows(features)  # once a cell, where batches would do it once a neighborhood
+        self.few = features if features.shape[1] <= N_COMPONENTS else None
         self.batches = _endless(index, train, fit.batch_size, rng)
         self.history = History()
 
-    def reduced(self, batch: NeighborhoodBatch) -> NeighborhoodBatch:
-        """The batch with principal components in place of features."""
-        return batch.with_features(self.reduce.to(batch.features.device)(batch.features))
-
     def next_batch(self) -> tuple[NDArray[np.integer], NeighborhoodBatch]:
         cells = next(self.batches)
-        return cells, self.reduced(self.index.batch(cells, self.features))
+        return cells, self.index.batch(cells, self.components)
+
+    def neighborhood_kmeans(self, n_niches: int, seed: int) -> NDArray[np.int32]:
+        """k-means partition of the training cells' neighborhood means, (n_train,), the best of many starts."""
+        if self.few is None:
+            means = neighborhood_means(self.index, self.components, self.train)
+        else:  # a short latent's dimensions count alike
+            means = neighborhood_means(self.index, self.few, self.train)
+            means = (means - means.mean(0)) / np.maximum(means.std(0), 1e-6)
+        return kmeans_partition(means, n_niches, seed)
 
     def warm_start(self, labels: NDArray[np.integer], bar: tqdm[Any]) -> None:
         """Learn a partition of the training cells, so that every prototype starts on a niche of its own."""
@@ -201,16 +208,3 @@ def neighborhood_means(index: NeighborhoodIndex, features: Any, cells: NDArray[n
         rows = np.asarray(features[distinct], dtype=np.float32)
         out[start : start + len(part)] = weight @ rows / weight.sum(1, keepdims=True)
     return out
-
-
-def neighborhood_kmeans(
-    index: NeighborhoodIndex, features: Any, train: NDArray[np.integer], n_niches: int, seed: int
-) -> NDArray[np.int32]:
-    """k-means partition of the training cells' neighborhood means, the best of many starts."""
-    from sklearn.cluster import KMeans
-
-    rng = np.random.default_rng(seed)
-    means = neighborhood_means(index, features, train)
-    means = (means - means.mean(0)) / np.maximum(means.std(0), 1e-6)
-    sample = means if len(means) <= FIT_CELLS else means[rng.choice(len(means), FIT_CELLS, replace=False)]
-    return KMeans(n_niches, n_init=KMEANS_STARTS, random_state=seed).fit(sample).predict(means)

@@ -158,8 +158,8 @@ class Task:
     library: NDArray[np.int64]
 
     def batches(
-        self, fitted: NDArray[np.intp], batch_size: int, cells_per_block: int | None, rng: np.random.Generator
-    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.int64]]]:
+        self, fitted: NDArray[np.integer], batch_size: int, cells_per_block: int | None, rng: np.random.Generator
+    ) -> Iterator[tuple[NDArray[np.integer], NDArray[np.int64]]]:
         """One epoch over ``fitted``: cells, (B,), and the neighborhood each was drawn with; 0 for no blocks."""
         block = np.zeros(len(fitted), dtype=np.int64)
         order = rng.permutation(len(fitted))
@@ -169,7 +169,7 @@ class Task:
         for part in np.array_split(order, max(1, len(fitted) // batch_size)):
             yield fitted[part], block[part]
 
-    def _blocks(self, fitted: NDArray[np.intp], cells_per_block: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def _blocks(self, fitted: NDArray[np.integer], cells_per_block: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Squares of tissue of about so many cells, on a grid that is put elsewhere each time."""
         xy, library = self.xy[fitted], self.library[fitted]
         extent = sum(float(np.prod(np.ptp(xy[library == one], axis=0))) for one in np.unique(library))

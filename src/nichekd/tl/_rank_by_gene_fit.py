@@ -66,7 +66,7 @@ def fit_rank_by_gene(
 class HeldBack:
     """Training cells that do not teach: how well the teacher orders them, and its weights when it did best."""
 
-    def __init__(self, task: Task, cells: NDArray[np.intp], rng: np.random.Generator) -> None:
+    def __init__(self, task: Task, cells: NDArray[np.integer], rng: np.random.Generator) -> None:
         n = task.views.n_checked
         self.task, self.cells = task, np.sort(rng.choice(cells, n, replace=False)) if len(cells) > n else cells
         self.triplets = draw_triplets(len(self.cells), N_TRIPLETS, rng)
@@ -101,7 +101,7 @@ class _Run:
         network: RankByGeneNetwork,
         task: Task,
         losses: Losses,
-        fitted: NDArray[np.intp],
+        fitted: NDArray[np.integer],
         fit: RankByGeneSettings,
         rng: np.random.Generator,
         seed: int,
@@ -143,7 +143,7 @@ class _Run:
         self.schedule.step()
         self.network.update_teacher()
 
-    def loss(self, cells: NDArray[np.intp], block: NDArray[np.int64]) -> dict[str, Tensor]:
+    def loss(self, cells: NDArray[np.integer], block: NDArray[np.int64]) -> dict[str, Tensor]:
         """And its terms, of one batch."""
         strong, weak = self.task.views(cells, self.generator)
         expression = torch.from_numpy(self.task.expression[cells])

@@ -85,7 +85,7 @@ def expression_task(
     """Expression of the training cells; those without any are left out, with a warning in the log."""
     layer = expression_layer(adata, layer)
     columns = panel_columns(adata, genes)
-    values = log_normalized(adata, layer)[np.flatnonzero(in_training)]
+    values: Any = log_normalized(adata, layer)[np.flatnonzero(in_training)]
     if genes is None and len(columns) > n_genes:
         columns = np.sort(np.argsort(-_variance(values), kind="stable")[:n_genes])
         log.info("reading the %d most variable of %d genes; name a panel by genes=", n_genes, adata.n_vars)
