@@ -435,7 +435,8 @@ def main() -> None:
     if found:
         print(pd.DataFrame(found).to_string(index=False, float_format="%.3f"))
     result = {
-        "command": "python benchmarks/cuca.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/cuca.py "
+        + " ".join(Path(word).name if "/" in word else word for word in sys.argv[1:]),
         "seconds": round(time.perf_counter() - started),
         "n_cpus": os.cpu_count(),
         "load": os.getloadavg()[0],

@@ -68,10 +68,10 @@ def test_pairs_that_were_shuffled_teach_nothing(spots):
         table = nk.tl.abundance_agreement(spots, truth="cell_abundance", prediction="abundance", subset="test")
         return (table["RMSE"].to_numpy() / level).mean()
 
-    assert error() < 0.8
+    assert error() < 0.9
     trained = np.flatnonzero(~test)
     spots.obsm["X_image"][trained] = spots.obsm["X_image"][np.random.default_rng(0).permutation(trained)]
-    assert error() > 0.95
+    assert error() > 1  # worse than that constant
 
 
 def test_what_is_written(spots, tmp_path):

@@ -136,7 +136,7 @@ def _draw_close_up(
         places["moved"] = (xy + shift, MOVED)
     for label, (at, color) in places.items():
         near = ((at >= low) & (at <= high)).all(axis=1)
-        ax.scatter(*at[near].T, s=14, c=color, edgecolors="white", linewidths=0.5, label=label, zorder=4)
+        ax.scatter(at[near, 0], at[near, 1], s=14, c=color, edgecolors="white", linewidths=0.5, label=label, zorder=4)
     scale_bar(ax)
     ax.legend(loc="upper right", title="cells", labelcolor=INK)
 

@@ -114,7 +114,7 @@ def _polygons(frame: GeoDataFrame, source: str) -> NDArray[np.object_]:
     return parts[by_size][first]
 
 
-def _outlined(element: Any, bare: BareImage, to_pixels: NDArray[np.float64], n_jobs: int) -> NDArray[np.object_]:
+def _outlined(element: Any, bare: BareImage, to_pixels: NDArray[np.floating], n_jobs: int) -> NDArray[np.object_]:
     """Outlines of a label image, in its own pixels."""
     import dask.array as da
 
