@@ -48,7 +48,7 @@ from nichekd.tl import CucaSettings
 from nichekd.tl._cuca_fit import fit_cuca
 from nichekd.tl._cuca_inputs import validation_cells
 from nichekd.tl._cuca_setup import build_model, read_inputs, training_data
-from nichekd.tl._fit import make_fabric, seeded
+from nichekd.tl._loop import make_fabric, seeded
 from nichekd.tl._predict_abundance import write_abundance
 
 if TYPE_CHECKING:

@@ -41,12 +41,12 @@ def test_is_the_distance_from_the_nearest_niche(tissue):
     np.testing.assert_allclose(score(found, new) * float(found.limit), expected, rtol=1e-4)
 
 
-def test_one_in_a_hundred_of_the_same_tissue_is_out(tissue):
+def test_one_in_twenty_of_the_same_tissue_is_out(tissue):
     rows, groups = tissue
     found = range_of(rows, groups)
     rng = np.random.default_rng(2)
     again = rng.normal(size=(5000, 4)) * [3, 1, 0.5, 0] + 8 * rng.integers(0, 2, 5000)[:, None] * [0, 1, 0, 0]
-    assert 0.002 < (score(found, again) > 1).mean() < 0.03
+    assert 0.02 < (score(found, again) > 1).mean() < 0.1
 
 
 def test_between_the_niches_is_out(tissue):
@@ -97,8 +97,8 @@ def test_sections_that_were_learnt_before_stay_in_range(tissue):
     first = range_of(rows, groups)
     alone, both = range_of(elsewhere, groups), range_of(elsewhere, groups, before=first)
     assert (score(alone, rows) > 1).mean() > 0.99
-    assert (score(both, rows) > 1).mean() < 0.05
-    assert (score(both, elsewhere) > 1).mean() < 0.05
+    assert (score(both, rows) > 1).mean() < 0.1
+    assert (score(both, elsewhere) > 1).mean() < 0.1
     assert len(both.means) == 4
     assert both.limit >= first.limit
 

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WITHIN = 0.99  # share of training tissue, left out of the fit, that scores below 1
+WITHIN = 0.95  # share of training tissue, left out of the fit, that scores below 1
 AT_ONCE = 65_536  # rows that are compared with the means at once
 FEWEST = 2  # cells that a covariance is taken of
 FLAT = 1e-6  # variance, relative to the largest, below which a direction has none but rounding
 
 
 class TrainingRange(nn.Module):
-    r"""How far a neighborhood is from those of training; 1 where all but 1 % of training tissue lies nearer.
+    r"""How far a neighborhood is from those of training; 1 where all but 5 % of training tissue lies nearer.
 
-    .. math:: s(x) = \frac{1}{d_{99}} \min_k \sqrt{(x - \mu_k)^\top \Sigma_n^{-1} (x - \mu_k)}, \qquad
+    .. math:: s(x) = \frac{1}{d_{95}} \min_k \sqrt{(x - \mu_k)^\top \Sigma_n^{-1} (x - \mu_k)}, \qquad
               \Sigma_n = \Sigma + \max(0, 1/n - 1/\bar n) \, I
 
     with x the mean of a neighborhood's whitened features, :math:`\mu_k` that of the training cells of niche k, and

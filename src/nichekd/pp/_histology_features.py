@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from anndata import AnnData
 
-from nichekd._image import get_image, image_fingerprint
+from nichekd._image import get_image
 from nichekd._keys import Keys
 from nichekd._record import notes, record
 from nichekd._resolve import get_table, working_copy
 from nichekd._settings import settings
-from nichekd.pp._crops import SEGMENT, CropReader
-from nichekd.pp._dense import DensePlan
-from nichekd.pp._encode import CropPlan, ready_encoder, with_progress
-from nichekd.pp._feature_store import FeatureStore, cells_hash
-from nichekd.pp._stain import StainedTiles, fit_stain
-from nichekd.pp._tiles import CACHE_BYTES
+from nichekd.pp._crops import SEGMENT
+from nichekd.pp._encode import ready_encoder, with_progress
+from nichekd.pp._feature_store import FeatureStore
+from nichekd.pp._plan import describe, make_plan, make_reader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from nichekd._image import CellImage
     from nichekd.models import Encoder
     from nichekd.models._precision import Precision
     from nichekd.pp._encode import Plan
@@ -161,15 +158,15 @@ def histology_features(
     if adata.n_obs == 0:
         raise ValueError(f"Table {table_key!r} has no cells. For a slide without any, run nk.pp.segment_nuclei first.")
     image = get_image(sdata, adata, image_key=image_key)
-    reader = _reader(image, crop_px, mpp, stain)
+    reader = make_reader(image, crop_px, mpp, stain)
     network = ready_encoder(
         settings.encoder if encoder is None else encoder,
         weights=weights,
         device=device or settings.device,
         crop_px=reader.crop_px,
     )
-    plan = _plan(reader, network, mode, stride_px, batch_size, num_workers)
-    about = _about(image, reader, plan, stain)
+    plan = make_plan(reader, network, mode, stride_px, batch_size, num_workers)
+    about = describe(image, reader, plan, stain)
     features: NDArray[np.float16] | da.Array
     used: Precision
     if store is None:
@@ -192,47 +189,6 @@ def histology_features(
         "%d crops → obsm[%r], %d features, %.1f s on %s", len(features), key, features.shape[1], seconds, network.device
     )
     return sdata if copy else None
-
-
-def _reader(image: CellImage, crop_px: int, mpp: float | None, stain: Stain | None) -> CropReader:
-    reader = CropReader(image, crop_px=crop_px, mpp=mpp)
-    if stain is None:
-        return reader
-    normalise = fit_stain(stain, reader)
-    return reader.through(lambda tiles: StainedTiles(tiles, normalise, CACHE_BYTES))
-
-
-def _plan(
-    reader: CropReader, encoder: Encoder, mode: str, stride_px: int | None, batch_size: int, num_workers: int
-) -> CropPlan | DensePlan:
-    if mode not in {"crop", "dense"}:
-        raise ValueError(f"mode={mode!r}; choose 'crop' or 'dense'.")
-    if mode == "dense":
-        stride = max(1, reader.crop_px // 2) if stride_px is None else stride_px
-        return DensePlan(reader, encoder, stride, batch_size=batch_size, num_workers=num_workers)
-    if stride_px is not None:
-        raise ValueError(f"stride_px={stride_px} is the distance of tiles; it goes with mode='dense'.")
-    return CropPlan(reader, encoder, batch_size=batch_size, num_workers=num_workers)
-
-
-def _about(image: CellImage, reader: CropReader, plan: CropPlan | DensePlan, stain: str | None) -> dict[str, Any]:
-    """What a student has to know to use these features."""
-    about = {
-        "encoder": plan.encoder.name,
-        "fingerprint": plan.encoder.fingerprint,
-        "weights": plan.encoder.weights,
-        "license": plan.encoder.license,
-        "n_features": plan.n_features,
-        "crop_px": reader.crop_px,
-        "mpp": float(f"{reader.mpp:.6g}"),  # rounding of the transformations must not make another store
-        "mode": "crop" if isinstance(plan, CropPlan) else "dense",
-        "stride_px": None if isinstance(plan, CropPlan) else plan.stride_px,
-        "stain": stain,
-        "image": image.key,
-        "image_fingerprint": image_fingerprint(image),
-        "cells": cells_hash(reader.centre_px),
-    }
-    return {name: value for name, value in about.items() if value is not None}  # h5ad can't hold None
 
 
 def _in_memory(plan: Plan, precision: Precision) -> NDArray[np.float16]:

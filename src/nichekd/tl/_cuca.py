@@ -122,7 +122,7 @@ def cuca(
     from nichekd.tl._cuca_images import CropRows, encode_crops
     from nichekd.tl._cuca_settings import CucaSettings
     from nichekd.tl._cuca_setup import build_model, read_inputs, training_data
-    from nichekd.tl._fit import make_fabric, seeded
+    from nichekd.tl._loop import make_fabric, seeded
 
     started = time.perf_counter()
     fit = fit or CucaSettings()

@@ -15,7 +15,7 @@ from nichekd._abundance import pearson
 from nichekd._settings import settings as package_settings
 from nichekd.models._cuca import CucaTraining
 from nichekd.models._lora import MARK
-from nichekd.tl._fit import History, learning_rate_factor, make_fabric
+from nichekd.tl._loop import History, learning_rate_factor, make_fabric
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -122,7 +122,8 @@ def distill(
     from nichekd.models import NeighborhoodConfig, NicheStudent
     from nichekd.models._student import StudentConfig
     from nichekd.tl._fine_tune import in_its_niches, require_student, require_teacher, taught_again
-    from nichekd.tl._fit import FitSettings, fit_student, seeded
+    from nichekd.tl._fit import FitSettings, fit_student
+    from nichekd.tl._loop import seeded
     from nichekd.tl._out_of_distribution import remember_training
     from nichekd.tl._predict_niches import write_student_niches
     from nichekd.tl._student_inputs import check_features, student_neighborhoods, student_rep

@@ -96,7 +96,7 @@ def embed_histology(
 def _embed(model: AlignedEncoder, features: Any, device: str | None) -> NDArray[np.float32]:
     import torch
 
-    from nichekd.tl._fit import make_fabric
+    from nichekd.tl._loop import make_fabric
 
     where = make_fabric(device).device
     model.eval().to(where)

@@ -159,6 +159,7 @@ def _evaluate_many(datasets: Mapping[str, Any], *, out: Path | None, **options: 
 
 
 def _evaluate_one(data: Any, *, out: Path | None, **options: Any) -> Tables:
+    from nichekd.tl._evaluation_features import prepare_features
     from nichekd.tl._evaluation_runs import Evaluation
 
     started = perf_counter()
@@ -168,7 +169,7 @@ def _evaluate_one(data: Any, *, out: Path | None, **options: Any) -> Tables:
     evaluation.check()
     folder = EvaluationFolder(out)
     with folder.writing():
-        reps = evaluation.prepare(folder)
+        reps = prepare_features(evaluation, folder)
         runs, teachers = evaluation.run(folder, reps)
         tables = Tables(averaged(runs, over="seeds"), runs, teachers)
         if out is not None:

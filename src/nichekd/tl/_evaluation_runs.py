@@ -17,20 +17,16 @@ from nichekd._record import notes
 from nichekd._resolve import get_table, split_of
 from nichekd._settings import settings
 from nichekd.pp._counts import has_counts
-from nichekd.tl._evaluation_folder import TEACHER, EvaluationFolder, cells_of, features_made_of
+from nichekd.tl._evaluation_folder import TEACHER, EvaluationFolder
 from nichekd.tl._evaluation_methods import (
-    COLOR,
-    EXPRESSION,
     FROZEN,
-    GENE_AWARE,
-    RANDOM,
     SHUFFLED,
     Run,
     teach,
     timed,
 )
 from nichekd.tl._evaluation_table import label_columns, scores, teacher_probe
-from nichekd.tl._inputs import check_n_niches, features_of, image_rep, neighborhood_index
+from nichekd.tl._inputs import check_n_niches, features_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHUFFLED_REP = "X_shuffled"
-FEATURES, ENCODER = "features", "encoder"  # in the folder
 N_MARKERS = 5
 
 
@@ -109,87 +104,6 @@ class Evaluation:
                 raise ValueError(f"obs[{self.cell_type_key!r}] names the type of no test cell. Name another column.")
         if self.annotation_key is not None:
             check_annotated(self.adata, self.annotation_key, subset=Split.TEST, split_key=self.split_key)
-
-    def prepare(self, folder: EvaluationFolder) -> dict[str, str]:
-        """``obsm`` key of each kind of features that the methods read, made where it is missing.
-
-        Raises
-        ------
-        ValueError
-            If the folder's results are of another data set, of other features or settings.
-        """
-        adata, wanted = self.adata, {method.rep for method in self.methods}
-        folder.check(cells_of(adata, self.split_key))
-        if Keys.SCVI not in adata.obsm:
-            self._express(folder)
-        neighborhood_index(self.data, split_key=self.split_key, table_key=self.table_key)
-        reps: dict[str, str] = {EXPRESSION: Keys.SCVI}
-        if wanted & {FROZEN, SHUFFLED}:
-            reps[FROZEN] = self._frozen(folder)
-        last = notes(adata).get(Keys.LAST_REP)
-        for kind in (COLOR, RANDOM, GENE_AWARE):
-            if kind in wanted:
-                reps[kind] = Keys.features(kind)
-                if reps[kind] not in adata.obsm:
-                    encoder = self._gene_aware_encoder(folder) if kind == GENE_AWARE else kind
-                    self._encode(encoder, reps[kind], folder, kind)
-        if last is None:
-            notes(adata).pop(Keys.LAST_REP, None)
-        else:
-            notes(adata)[Keys.LAST_REP] = last  # floors are not what the user works with
-        fitted = {"n_teachers": self.n_teachers, "fit": self.fit, "nolan_fit": self.nolan_fit}
-        described = {name: "default" if value is None else str(value) for name, value in fitted.items()}
-        radius = round(float(notes(adata)[Keys.RADIUS]), 6)
-        folder.check({"radius": radius} | features_made_of(adata, reps) | described)
-        return reps
-
-    def _express(self, folder: EvaluationFolder) -> None:
-        """ScVI's latent, from the folder if an earlier call put it there."""
-        from nichekd import pp
-
-        if not folder.has(FEATURES, EXPRESSION):
-            pp.expression_features(self.data, split_key=self.split_key, seed=self.seeds[0], table_key=self.table_key)
-            folder.keep(FEATURES, EXPRESSION, latent=self.adata.obsm[Keys.SCVI])
-        self.adata.obsm[Keys.SCVI] = folder.arrays(FEATURES, EXPRESSION)["latent"]
-
-    def _frozen(self, folder: EvaluationFolder) -> str:
-        """``obsm`` key of the frozen encoder's features."""
-        adata = self.adata
-        if self.use_rep is not None or (self.encoder is None and notes(adata).get(Keys.LAST_REP) is not None):
-            return image_rep(self.data, self.use_rep, table_key=self.table_key)
-        encoder = self.encoder or settings.encoder
-        key = Keys.features(encoder.replace("/", "_"))
-        if key not in adata.obsm:
-            self._encode(encoder, key, folder, FROZEN, weights=self.weights)
-        return key
-
-    def _encode(self, encoder: Any, key: str, folder: EvaluationFolder, kind: str, **options: Any) -> None:
-        """Image features, in a store that a killed run goes on with."""
-        from nichekd import pp
-
-        log.info("no %s features yet", kind)
-        store = None if folder.path is None else folder.path / FEATURES / kind
-        pp.histology_features(
-            self.data, encoder=encoder, key_added=key, store=store, device=self.device, table_key=self.table_key,
-            **options,
-        )  # fmt: skip
-
-    def _gene_aware_encoder(self, folder: EvaluationFolder) -> Any:
-        from nichekd.models import Encoder, register_encoder
-        from nichekd.tl._gene_aware_encoder import NAME, gene_aware_encoder
-
-        kept = None if folder.path is None else folder.path / ENCODER
-        if kept is not None and kept.is_dir():
-            encoder = Encoder.load(kept)
-            register_encoder(NAME, lambda weights: encoder, overwrite=True)
-            return encoder
-        encoder = gene_aware_encoder(
-            self.data, encoder=self.gene_aware, split_key=self.split_key, seed=self.seeds[0],
-            fit=self.gene_aware_fit, device=self.device, table_key=self.table_key,
-        )  # fmt: skip
-        if kept is not None:
-            encoder.save(kept)
-        return encoder
 
     def run(self, folder: EvaluationFolder, reps: Mapping[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Scores of each K, seed and method, and the niches of each teacher."""

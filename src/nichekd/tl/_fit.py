@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +16,10 @@ from nichekd._settings import settings as package_settings
 from nichekd.models._distillation import distillation_loss
 from nichekd.models._neighborhood_batch import random_rotations
 from nichekd.tl._batches import spatial_batches, validation_part
+from nichekd.tl._loop import HeldOut, History, learning_rate_factor, make_fabric
 from nichekd.tl._prediction import predict_logits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lightning.fabric import Fabric
     from numpy.typing import NDArray
 
@@ -66,62 +64,6 @@ class FitSettings:
     n_components: int = 64
     feature_dropout: float = 0.1
     rotate: bool = True
-
-
-@dataclass
-class History:
-    """Loss and agreement, an entry an epoch."""
-
-    columns: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, **values: float) -> None:
-        """Append an epoch."""
-        for name, value in values.items():
-            self.columns.setdefault(name, []).append(float(value))
-
-    def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """For ``uns``."""
-        return {name: np.asarray(values) for name, values in self.columns.items()}
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Training cells that were held back, and what a student that had not seen them said of them.
-
-    Attributes
-    ----------
-    cells, logits
-        (m,) and (m, K).
-    """
-
-    cells: NDArray[np.integer]
-    logits: NDArray[np.float32]
-
-    def to_dict(self) -> dict[str, NDArray[Any]]:
-        """For ``uns``."""
-        return {"cells": self.cells.astype(np.int64), "logits": self.logits}
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's global generator at ``seed`` within (dropout and initial weights draw from it), and as it was after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def make_fabric(device: str | None = None, **options: Any) -> Fabric:
-    """Fabric on ``device`` (Fabric's accelerator names; None: ``nk.settings.device``), launched."""
-    import warnings
-
-    from lightning.fabric import Fabric
-
-    with warnings.catch_warnings():
-        # it advises on data loaders we don't use and GPUs the user may have left out on purpose
-        warnings.filterwarnings("ignore", module="lightning")
-        fabric = Fabric(accelerator=device or package_settings.device, **({"devices": 1} | options))
-        fabric.launch()
-    return fabric
 
 
 def fit_student(
@@ -235,13 +177,6 @@ class _Run:
         """Whether patience is at its end."""
         since_best = len(losses) - 1 - int(np.argmin(losses))
         return since_best >= self.fit.patience and len(losses) * steps >= self.fit.min_steps
-
-
-def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Linear warm-up, then half a cosine down to 1 %; ``progress`` in [0, 1]."""
-    if progress < warmup:
-        return max(progress / warmup, 1e-3)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / max(1 - warmup, 1e-9))))
 
 
 def augment(batch: NeighborhoodBatch, fit: FitSettings, generator: torch.Generator) -> NeighborhoodBatch:

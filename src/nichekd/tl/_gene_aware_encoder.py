@@ -101,8 +101,8 @@ def gene_aware_encoder(
     from nichekd._image import get_image
     from nichekd.models import register_encoder
     from nichekd.pp._crops import CropReader
-    from nichekd.tl._fit import seeded
     from nichekd.tl._gene_aware_fit import CropTask, GeneAwareSettings, fit_gene_aware
+    from nichekd.tl._loop import seeded
     from nichekd.tl._nolan_fit import neighborhood_means
 
     started = time.perf_counter()

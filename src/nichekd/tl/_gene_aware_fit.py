@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from nichekd._settings import settings as package_settings
 from nichekd.models._stain import CropAugmentation
 from nichekd.tl._batches import validation_part
-from nichekd.tl._fit import History, learning_rate_factor, make_fabric
+from nichekd.tl._loop import History, learning_rate_factor, make_fabric
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

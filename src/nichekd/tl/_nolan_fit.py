@@ -16,8 +16,8 @@ from nichekd.models._neighborhood_transformer import NeighborhoodConfig
 from nichekd.models._nolan import MeanTeacher, NolanLoss, NolanNetwork, ViewMaker, cosine
 from nichekd.models._whiten import Whiten
 from nichekd.tl._batches import spatial_batches
-from nichekd.tl._fit import History, make_fabric, seeded
 from nichekd.tl._kmeans import kmeans_partition
+from nichekd.tl._loop import History, make_fabric, seeded
 from nichekd.tl._prediction import predict_logits
 
 if TYPE_CHECKING:

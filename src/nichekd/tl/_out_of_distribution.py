@@ -27,7 +27,8 @@ COLORS = ("density of red", "density of green", "density of blue", "red over gre
 TAILS = (0.05, 0.95)  # of the training crops' colours; a slide whose median crop is beyond them has others
 DENSER = 1.5  # times as many neighbors, or as few, as on training tissue
 COARSER = 1.1  # times the training images' µm per pixel, or as fine
-MANY_OOD = 0.1  # share of cells out of distribution; of training tissue it is 0.01
+MANY_OOD = 0.1  # share of cells out of distribution; of training tissue it is 0.05, see TrainingRange
+PART_RADII = 4  # side of the squares that are left out together, in radii
 
 
 def neighborhood_means(student: NicheStudent, index: NeighborhoodIndex, features: Any) -> NDArray[np.float32]:
@@ -88,12 +89,12 @@ def remember_training(
 
     means = neighborhood_means(student, index, features)[train]
     xy = index.xy[train]
-    halves = (xy > np.median(xy, axis=0)).astype(np.int64)
+    column, row = np.floor(xy / (PART_RADII * index.radius)).astype(np.int64).T % 2
     found = TrainingRange.of(
         means,
         groups,
         index.sizes[train],
-        parts=2 * halves[:, 0] + halves[:, 1],
+        parts=2 * column + row,  # squares of four kinds, those of one kind never side by side
         lone=_far_apart(xy, index.radius),
         before=student.training_range,
     )
@@ -137,7 +138,7 @@ def slide_warnings(
     share = float((ood > 1).mean())
     if share > MANY_OOD:
         found.append(
-            f"{share:.0%} of the cells look unlike the tissue that the student was trained on (score over 1, as 1 % of "
+            f"{share:.0%} of the cells look unlike the tissue that the student was trained on (score over 1, as 5 % of "
             "that tissue has)."
         )
     n_neighbors, (low, high) = float(index.sizes.mean() - 1), known["n_neighbors"]

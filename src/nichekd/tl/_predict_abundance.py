@@ -100,7 +100,7 @@ def write_abundance(
     adata: AnnData, model: AbundanceModel, features: Any, *, device: str | None, key_added: str
 ) -> None:
     """Predict all cells and write the model's keys."""
-    from nichekd.tl._fit import make_fabric
+    from nichekd.tl._loop import make_fabric
 
     abundance, embedding = model.predict(features, device=make_fabric(device).device)
     model.to("cpu")
@@ -120,7 +120,7 @@ def _features(
                 "Leave use_rep out."
             )
         from nichekd.tl._cuca_images import crop_reader, encode_crops
-        from nichekd.tl._fit import make_fabric
+        from nichekd.tl._loop import make_fabric
 
         reader = crop_reader(data, model.config.features, table_key=table_key)
         return encode_crops(reader, model.encoder.to(make_fabric(device).device)), None

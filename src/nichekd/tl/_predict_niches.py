@@ -42,9 +42,10 @@ def predict_niches(
     What is missing is done first with what the student carries: image features by its encoder, at its crop size and
     µm per pixel, and neighborhoods of its radius; and on a slide without any cells, :func:`nichekd.pp.segment_nuclei`.
 
-    A cell is out of distribution where its neighborhood's features are further from those of training than 99 % of
-    training tissue, see :class:`nichekd.models.TrainingRange`. Its probabilities can be high nevertheless: they say
-    which of the niches it is, granted that it is one of them.
+    A cell is out of distribution where its neighborhood's features are further from those of training than 95 % of
+    training tissue are from the rest of it, see :class:`nichekd.models.TrainingRange`. Its probabilities can be high
+    nevertheless: they say which of the niches it is, granted that it is one of them. The score judges what the student
+    reads: a change of stain to which its encoder is blind leaves it as it is, and is left to the warnings.
 
     Parameters
     ----------
@@ -137,7 +138,7 @@ def write_student_niches(
     min_confidence: float | None = None,
 ) -> None:
     """Predict all cells and write the student's keys."""
-    from nichekd.tl._fit import make_fabric
+    from nichekd.tl._loop import make_fabric
     from nichekd.tl._prediction import predict_logits
 
     fabric = make_fabric(device)

@@ -69,7 +69,7 @@ def predict_slides(
     import torch
 
     from nichekd.models import SlideClassifier
-    from nichekd.tl._fit import make_fabric
+    from nichekd.tl._loop import make_fabric
 
     started = time.perf_counter()
     if not isinstance(model, SlideClassifier):

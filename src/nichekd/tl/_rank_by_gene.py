@@ -129,7 +129,7 @@ def rank_by_gene(
     >>> model = nk.tl.rank_by_gene(sdata)  # doctest: +SKIP
     >>> nk.tl.embed_histology(sdata, model)  # doctest: +SKIP
     """
-    from nichekd.tl._fit import seeded
+    from nichekd.tl._loop import seeded
     from nichekd.tl._rank_by_gene_fit import fit_rank_by_gene
     from nichekd.tl._rank_by_gene_task import expression_task, frozen_task, library_codes
 

@@ -15,7 +15,7 @@ from nichekd._settings import settings as package_settings
 from nichekd._triplets import draw_triplets, gaps, order_agreement, unit_rows
 from nichekd.models._rank_by_gene import rank_by_gene_loss
 from nichekd.tl._batches import validation_part
-from nichekd.tl._fit import History, learning_rate_factor, make_fabric
+from nichekd.tl._loop import History, learning_rate_factor, make_fabric
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from nichekd.models import SlideClassifier
-    from nichekd.tl._fit import History
+    from nichekd.tl._loop import History
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def slide_classifier(
     """
     from nichekd.models import SlideClassifier
     from nichekd.models._attention_mil import SlideClassifierConfig
-    from nichekd.tl._fit import seeded
+    from nichekd.tl._loop import seeded
     from nichekd.tl._slide_fit import fit_slides
 
     started = time.perf_counter()

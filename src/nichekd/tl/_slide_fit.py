@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from nichekd._settings import settings as package_settings
-from nichekd.tl._fit import History, learning_rate_factor, make_fabric
+from nichekd.tl._loop import History, learning_rate_factor, make_fabric
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,0 +1,110 @@
+"""What the methods of an evaluation read: made once, kept in its folder, taken from there by the next call."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from nichekd._keys import Keys
+from nichekd._record import notes
+from nichekd._settings import settings
+from nichekd.tl._evaluation_folder import EvaluationFolder, cells_of, features_made_of
+from nichekd.tl._evaluation_methods import COLOR, EXPRESSION, FROZEN, GENE_AWARE, RANDOM, SHUFFLED
+from nichekd.tl._inputs import image_rep, neighborhood_index
+
+if TYPE_CHECKING:
+    from nichekd.tl._evaluation_runs import Evaluation
+
+log = logging.getLogger(__name__)
+
+FEATURES, ENCODER = "features", "encoder"  # in the folder
+
+
+def prepare_features(evaluation: Evaluation, folder: EvaluationFolder) -> dict[str, str]:
+    """``obsm`` key of each kind of features that the methods read, made where it is missing.
+
+    Raises
+    ------
+    ValueError
+        If the folder's results are of another data set, of other features or settings.
+    """
+    adata, wanted = evaluation.adata, {method.rep for method in evaluation.methods}
+    folder.check(cells_of(adata, evaluation.split_key))
+    if Keys.SCVI not in adata.obsm:
+        _express(evaluation, folder)
+    neighborhood_index(evaluation.data, split_key=evaluation.split_key, table_key=evaluation.table_key)
+    reps: dict[str, str] = {EXPRESSION: Keys.SCVI}
+    if wanted & {FROZEN, SHUFFLED}:
+        reps[FROZEN] = _frozen(evaluation, folder)
+    last = notes(adata).get(Keys.LAST_REP)
+    for kind in (COLOR, RANDOM, GENE_AWARE):
+        if kind in wanted:
+            reps[kind] = Keys.features(kind)
+            if reps[kind] not in adata.obsm:
+                encoder = _gene_aware_encoder(evaluation, folder) if kind == GENE_AWARE else kind
+                _encode(evaluation, encoder, reps[kind], folder, kind)
+    if last is None:
+        notes(adata).pop(Keys.LAST_REP, None)
+    else:
+        notes(adata)[Keys.LAST_REP] = last  # floors are not what the user works with
+    fitted = {"n_teachers": evaluation.n_teachers, "fit": evaluation.fit, "nolan_fit": evaluation.nolan_fit}
+    described = {name: "default" if value is None else str(value) for name, value in fitted.items()}
+    radius = round(float(notes(adata)[Keys.RADIUS]), 6)
+    folder.check({"radius": radius} | features_made_of(adata, reps) | described)
+    return reps
+
+
+def _express(evaluation: Evaluation, folder: EvaluationFolder) -> None:
+    """ScVI's latent, from the folder if an earlier call put it there."""
+    from nichekd import pp
+
+    if not folder.has(FEATURES, EXPRESSION):
+        pp.expression_features(
+            evaluation.data, split_key=evaluation.split_key, seed=evaluation.seeds[0], table_key=evaluation.table_key
+        )
+        folder.keep(FEATURES, EXPRESSION, latent=evaluation.adata.obsm[Keys.SCVI])
+    evaluation.adata.obsm[Keys.SCVI] = folder.arrays(FEATURES, EXPRESSION)["latent"]
+
+
+def _frozen(evaluation: Evaluation, folder: EvaluationFolder) -> str:
+    """``obsm`` key of the frozen encoder's features."""
+    adata = evaluation.adata
+    if evaluation.use_rep is not None or (evaluation.encoder is None and notes(adata).get(Keys.LAST_REP) is not None):
+        return image_rep(evaluation.data, evaluation.use_rep, table_key=evaluation.table_key)
+    encoder = evaluation.encoder or settings.encoder
+    key = Keys.features(encoder.replace("/", "_"))
+    if key not in adata.obsm:
+        _encode(evaluation, encoder, key, folder, FROZEN, weights=evaluation.weights)
+    return key
+
+
+def _encode(
+    evaluation: Evaluation, encoder: Any, key: str, folder: EvaluationFolder, kind: str, **options: Any
+) -> None:
+    """Image features, in a store that a killed run goes on with."""
+    from nichekd import pp
+
+    log.info("no %s features yet", kind)
+    store = None if folder.path is None else folder.path / FEATURES / kind
+    pp.histology_features(
+        evaluation.data, encoder=encoder, key_added=key, store=store, device=evaluation.device, table_key=evaluation.table_key,
+        **options,
+    )  # fmt: skip
+
+
+def _gene_aware_encoder(evaluation: Evaluation, folder: EvaluationFolder) -> Any:
+    from nichekd.models import Encoder, register_encoder
+    from nichekd.tl._gene_aware_encoder import NAME, gene_aware_encoder
+
+    kept = None if folder.path is None else folder.path / ENCODER
+    if kept is not None and kept.is_dir():
+        encoder = Encoder.load(kept)
+        register_encoder(NAME, lambda weights: encoder, overwrite=True)
+        return encoder
+    encoder = gene_aware_encoder(
+        evaluation.data, encoder=evaluation.gene_aware, split_key=evaluation.split_key, seed=evaluation.seeds[0],
+        fit=evaluation.gene_aware_fit, device=evaluation.device, table_key=evaluation.table_key,
+    )  # fmt: skip
+    if kept is not None:
+        encoder.save(kept)
+    return encoder
