@@ -426,6 +426,7 @@ def main() -> None:
                     )
                 )
                 print(rows[-1], file=sys.stderr, flush=True)
+                save(options, started, rows, found)
         if options.niches and unit == "cells" and types == options.types[0]:
             found = [row for seed in options.seeds for row in niches(adata, options.use_rep, options.niches, seed)]
     transfer = leave_one_out(options) if options.her2st else []
@@ -434,15 +435,20 @@ def main() -> None:
     print(shown.agg(["mean", "std"]).to_string(float_format="%.3f"))
     if found:
         print(pd.DataFrame(found).to_string(index=False, float_format="%.3f"))
+    save(options, started, rows + transfer, found)
+
+
+def save(options: argparse.Namespace, started: float, rows: list[dict[str, Any]], found: list[dict[str, Any]]) -> None:
+    """What there is so far: a run that is stopped leaves the methods it got to."""
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     result = {
-        "command": "python benchmarks/cuca.py "
-        + " ".join(Path(word).name if "/" in word else word for word in sys.argv[1:]),
+        "command": "python benchmarks/cuca.py " + " ".join(words),
         "seconds": round(time.perf_counter() - started),
         "n_cpus": os.cpu_count(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": {p: version(p) for p in ("nichekd", "torch", "scikit-learn", "squidpy", "numpy")},
-        "rows": table.to_dict("records"),
+        "rows": pd.DataFrame(rows).to_dict("records"),
         "niches": found,
     }
     RESULTS.mkdir(exist_ok=True)

@@ -73,6 +73,16 @@ def test_version():
 
 
 @pytest.mark.parametrize(
+    ("name", "says"), [("broken.h5ad", "no AnnData file"), ("broken.zarr", "no SpatialData folder")]
+)
+def test_data_that_are_not_what_their_name_says(name, says, tmp_path):
+    (tmp_path / name).write_text("nothing")
+    result = nichekd("--quiet", "features", tmp_path / name, "--encoder", "color", "--out", tmp_path / "new.zarr")
+    assert result.code == 2
+    assert says in one_line(result.err)
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("demo", "-K", 1), "K=1 niches"),

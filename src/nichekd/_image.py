@@ -10,7 +10,7 @@ import numpy as np
 
 from nichekd._frames import apply, find_frame, full_resolution
 from nichekd._resolve import centres_um
-from nichekd._units import check_mpp, impossible_spacing, same_mpp
+from nichekd._units import as_number, check_mpp, impossible_spacing, same_mpp
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -178,7 +178,7 @@ def _mpp(to_pixels: NDArray[np.floating], key: str) -> float:
 
 def _check_against(found: float, key: str, *, asked: float | None, noted: float | None) -> None:
     for other, what in ((asked, "mpp="), (noted, "its metadata")):
-        if other is not None and not same_mpp(found, other):
+        if other is not None and not same_mpp(found, as_number(other, what)):
             raise ValueError(
                 f"Image {key!r} has {found:.4g} µm per pixel by its transformation, but {other:.4g} by {what}. Set "
                 "the transformation from its pixels to µm (spatialdata.transformations.set_transformation, or "

@@ -44,7 +44,7 @@ def working_copy(data: Data, copy: bool) -> Data:
     if not copy:
         return data
     if isinstance(data, AnnData):
-        return data.copy()
+        return data.to_memory() if data.isbacked else data.copy()  # a backed table copies to a file only
     from spatialdata import SpatialData
 
     return SpatialData(
@@ -78,10 +78,19 @@ def centres_um(adata: AnnData) -> NDArray[np.float64]:
     ------
     KeyError
         If ``obsm["spatial"]`` is missing.
+    TypeError
+        If it holds no numbers.
     ValueError
         If it is not (n, 2), or holds NaN, infinite or duplicate centres.
     """
-    xy = np.asarray(require(adata, "obsm", Keys.SPATIAL, run="nk.io.paired"), dtype=np.float64)
+    stored = require(adata, "obsm", Keys.SPATIAL, run="nk.io.paired")
+    try:
+        xy = np.asarray(stored, dtype=np.float64)
+    except (TypeError, ValueError) as err:
+        raise TypeError(
+            f"obsm['spatial'] is a {type(stored).__name__} that holds no plain numbers ({err}); it has to be an array "
+            "(n_cells, 2): x and y in µm."
+        ) from err
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise ValueError(f"obsm['spatial'] has shape {xy.shape}; it has to be (n_cells, 2): x and y in µm.")
     bad = ~np.isfinite(xy).all(axis=1)

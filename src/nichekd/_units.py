@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,16 +25,34 @@ def check_mpp(mpp: float, what: str) -> float:
 
     Raises
     ------
+    TypeError
+        If it is no number.
     ValueError
-        If it is not a number, or outside ``MPP_RANGE``.
+        If it is NaN, or outside ``MPP_RANGE``.
     """
     low, high = MPP_RANGE
+    mpp = as_number(mpp, what)
     if not (math.isfinite(mpp) and low <= mpp <= high):
         raise ValueError(
             f"{what} is {mpp:.4g} µm per pixel; a microscope image has {low} to {high}. Hand in the resolution of the "
             "image's full-size level by mpp=."
         )
     return float(mpp)
+
+
+def as_number(value: Any, what: str) -> float:
+    """``value`` as Python's own float.
+
+    Raises
+    ------
+    TypeError
+        If it is a text, a list, or anything else that is no single real number.
+    """
+    if isinstance(value, np.ndarray) and not value.ndim:
+        value = value.item()  # as some formats give a number back
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{what} is {value!r}, a {type(value).__name__}; it has to be a number.")
+    return float(value)
 
 
 def same_mpp(one: float, other: float) -> bool:

@@ -47,7 +47,7 @@ def write_xenium(folder: Path, xy: np.ndarray, *, version: str = "3.1.0.0") -> l
     folder.mkdir(exist_ok=True)
     n = len(xy)
     prefix = 7 + 16 * np.arange(n)
-    names = [cell_name(p) for p in prefix]
+    names = [cell_name(int(p)) for p in prefix]
     specs = {"major_version": 5, "pixel_size": PIXEL_SIZE, "analysis_sw_version": f"xenium-{version}", "num_cells": n}
     (folder / "experiment.xenium").write_text(json.dumps(specs))
     write_counts(folder / "cell_feature_matrix.h5", names)

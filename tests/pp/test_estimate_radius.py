@@ -134,6 +134,13 @@ def test_target_out_of_range(target):
         nk.pp.estimate_radius(adata, n_neighbors=target)
 
 
+@pytest.mark.parametrize("target", ["50", None, [5]])
+def test_target_that_is_no_number(target):
+    adata = cells(np.random.default_rng(0).uniform(0, 100, (100, 2)))
+    with pytest.raises(TypeError, match="n_neighbors= is .*it has to be a number"):
+        nk.pp.estimate_radius(adata, n_neighbors=target)
+
+
 def test_target_that_no_library_has_cells_for():
     xy = np.random.default_rng(0).uniform(0, 100, (100, 2))
     adata = cells(xy, slide=np.repeat(["a", "b"], 50))

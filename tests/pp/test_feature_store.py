@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,20 @@ def test_a_store_of_a_later_version(tmp_path, order, features):
     root.write_text(json.dumps(values))
     with pytest.raises(ValueError, match="format 99.*Upgrade"):
         _ = store.manifest
+
+
+@pytest.mark.parametrize(("lost", "says"), [("features/c/1", "1 of 3 files of its features"), ("features", "damaged: "),
+                                            ("cells/c/0", "1 of 1 files of its cells")])  # fmt: skip
+def test_lost_files_are_not_read_as_zeros(tmp_path, order, features, lost, says):
+    store = FeatureStore(tmp_path / "f.zarr")
+    fill(store, order, features)
+    path = store.path / lost
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match=f"{says}.*Delete the folder"):
+        FeatureStore(store.path).array()
 
 
 def test_two_writers(tmp_path, order, features):

@@ -230,6 +230,21 @@ def test_radius_that_is_none(radius):
         nk.pp.neighborhoods(cells([[0, 0], [1, 1]]), radius=radius)
 
 
+@pytest.mark.parametrize("radius", ["30", [30.0], True])
+def test_radius_that_is_no_number(radius):
+    with pytest.raises(TypeError, match="radius= is .*it has to be a number"):
+        nk.pp.neighborhoods(cells([[0, 0], [1, 1]]), radius=radius)
+
+
+def test_copy_of_a_backed_table(tmp_path):
+    cells([[0, 0], [1, 1], [9, 9]]).write_h5ad(tmp_path / "cells.h5ad")
+    backed = read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    made = nk.pp.neighborhoods(backed, radius=2, copy=True)
+    assert made.obs["n_neighbors"].tolist() == [1, 1, 0]
+    assert "n_neighbors" not in backed.obs
+    backed.file.close()
+
+
 def test_radius_too_small():
     adata = cells(np.random.default_rng(0).uniform(0, 1000, (200, 2)))
     with pytest.warns(UserWarning, match=r"of 200 cells have no neighbor within 1 µm.*estimate_radius"):

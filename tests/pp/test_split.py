@@ -8,6 +8,7 @@ import pytest
 from anndata import AnnData, read_h5ad
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 import nichekd as nk
 from nichekd._image import get_image
@@ -198,6 +199,23 @@ def test_empty_side():
 def test_cells_in_a_row():
     with pytest.raises(ValueError, match="All 3 cells have y = 5 µm"):
         nk.pp.split(cells([[0, 5], [1, 5], [2, 5]]), crop_px=0)
+
+
+def test_no_cells(adata):
+    with pytest.raises(ValueError, match="no cells.*nothing to split"):
+        nk.pp.split(adata[:0].copy(), crop_px=0)
+
+
+@pytest.mark.parametrize("mpp", ["0.5", [0.5]])
+def test_resolution_that_is_no_number(adata, mpp):
+    with pytest.raises(TypeError, match="mpp= is .*it has to be a number"):
+        nk.pp.split(adata, crop_px=16, mpp=mpp)
+
+
+def test_centres_that_are_no_numbers(adata):
+    adata.obsm["spatial"] = sparse.csr_matrix(adata.obsm["spatial"])
+    with pytest.raises(TypeError, match=r"obsm\['spatial'\] is a csr_matrix that holds no plain numbers"):
+        nk.pp.split(adata, crop_px=0)
 
 
 def test_missing_centres(adata):

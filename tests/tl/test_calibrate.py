@@ -83,6 +83,11 @@ def test_nothing_held_out(section, student, taught):
         nk.tl.calibrate(adata, student)
 
 
+def test_a_student_that_is_none(section):
+    with pytest.raises(TypeError, match="student is a str.*NicheStudent.load"):
+        nk.tl.calibrate(section, "folder")
+
+
 def test_unknown_niches(distilled, student):
     adata = distilled[0].copy()
     adata.obs["other"] = "tumour"

@@ -59,6 +59,7 @@ def test_it_learns_what_images_tell(spots, align):
     assert len(model.config.genes) == (0 if align is None else 20)
 
 
+@pytest.mark.filterwarnings("ignore:.*constant truth or prediction")
 def test_pairs_that_were_shuffled_teach_nothing(spots):
     test = (spots.obs["split"] == "test").to_numpy()
     level = spots.obsm["cell_abundance"][test].std().to_numpy()  # error of the best constant

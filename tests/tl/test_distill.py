@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import read_h5ad
+from scipy import sparse
 from scipy.special import softmax
 from sklearn.metrics import adjusted_rand_score
 from spatialdata import read_zarr
@@ -12,6 +13,7 @@ from spatialdata import read_zarr
 import nichekd as nk
 from nichekd.models import NicheStudent
 from nichekd.tl import FitSettings
+from nichekd.tl._teacher import resolve_teacher
 
 ONE_EPOCH = FitSettings(max_epochs=1, min_steps=0, batch_size=256, validation=0, n_components=4)
 
@@ -251,6 +253,16 @@ def test_teacher_with_other_rows(taught_cells, quickly):
         quickly(taught_cells, teacher=np.zeros(1500))
 
 
+def test_rows_of_a_frame_go_by_their_names(taught_cells):
+    frame = pd.DataFrame(taught_cells.obsm["teacher_logits"], index=taught_cells.obs_names)
+    expected = resolve_teacher(taught_cells, frame).logits
+    np.testing.assert_array_equal(resolve_teacher(taught_cells, frame.iloc[::-1]).logits, expected)
+    unnamed = frame.reset_index(drop=True).set_axis([f"row {i}" for i in range(1500)])
+    np.testing.assert_array_equal(resolve_teacher(taught_cells, unnamed).logits, expected)
+    with pytest.raises(ValueError, match=r"names 1,499 of the 1,500 cells in its 1,499 rows.*reindex"):
+        resolve_teacher(taught_cells, frame.iloc[1:])
+
+
 def test_teacher_with_one_niche(taught_cells, quickly):
     with pytest.raises(ValueError, match="has 1 column; a teacher has at least two"):
         quickly(taught_cells, teacher=np.zeros((1500, 1)))
@@ -306,6 +318,21 @@ def test_features_that_are_no_numbers(taught_cells, quickly):
     taught_cells.obsm["X_image"][7, 0] = np.nan
     with pytest.raises(ValueError, match="NaN or infinite for 1 of 1,500 cells"):
         quickly(taught_cells)
+
+
+def test_features_of_another_type(taught_cells, quickly):
+    taught_cells.obsm["X_words"] = taught_cells.obsm["X_image"].astype(str)
+    with pytest.raises(TypeError, match=r"obsm\['X_words'\] is of type .*features are numbers"):
+        quickly(taught_cells, use_rep="X_words")
+
+
+def test_sparse_features(taught_cells, quickly):
+    dense = quickly(taught_cells, use_rep="X_image")
+    logits = taught_cells.obsm["student_logits"].copy()
+    taught_cells.obsm["X_sparse"] = sparse.csr_matrix(taught_cells.obsm["X_image"])
+    quickly(taught_cells, use_rep="X_sparse")
+    assert dense.config.n_features == taught_cells.obsm["X_sparse"].shape[1]
+    np.testing.assert_array_equal(taught_cells.obsm["student_logits"], logits)
 
 
 def test_neighborhoods_older_than_the_split(taught_cells, quickly):

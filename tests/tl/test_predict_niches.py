@@ -171,6 +171,7 @@ def test_features_of_another_length(student, cells):
         nk.tl.predict_niches(cells, student, use_rep="X_short")
 
 
+@pytest.mark.filterwarnings("ignore:.*cells look unlike:UserWarning")  # other niches, drawn with another seed
 def test_other_features_are_made_anew(student):
     sdata = nk.datasets.simulate(60, K=2, seed=1)
     nk.pp.histology_features(sdata, encoder="color", crop_px=32)
@@ -178,6 +179,7 @@ def test_other_features_are_made_anew(student):
     assert sdata["table"].uns["nichekd"]["features"]["X_color"]["crop_px"] == 64
 
 
+@pytest.mark.filterwarnings("ignore:.*cells look unlike:UserWarning")  # other niches, drawn with another seed
 def test_resamples_to_the_students_resolution(student):
     sdata = nk.datasets.simulate(60, K=2, seed=1, mpp=0.5)
     nk.tl.predict_niches(sdata, student)

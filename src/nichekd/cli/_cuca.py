@@ -94,8 +94,9 @@ def train(
         last = notes(adata)["use_rep"]
     truth = abundance_key or "cell_abundance"
     model = nk.tl.cuca(
-        cells, abundance_key=truth, use_rep=use_rep or last, library_key=library_key,
-        align=None if align == "none" else align, seed=seed, device=device, table_key=table_key,
+        cells, abundance_key=truth, use_rep=str(use_rep or last), library_key=library_key,
+        align=None if align == "none" else align,  # type: ignore[arg-type]  # another word is refused there
+        seed=seed, device=device, table_key=table_key,
     )  # fmt: skip
     for path in results:
         _data.remove(path)

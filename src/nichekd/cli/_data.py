@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 ZARR, H5AD = ".zarr", ".h5ad"
+GROUP = ("zarr.json", ".zgroup", ".zmetadata")  # what a zarr of format 3, or 2, has at its top
 
 
 def read(path: Path, image: Path | None = None, *, mpp: float | None = None) -> AnnData | SpatialData:
@@ -23,7 +24,7 @@ def read(path: Path, image: Path | None = None, *, mpp: float | None = None) -> 
     FileNotFoundError
         If a path does not exist.
     ValueError
-        If ``path`` is neither .zarr nor .h5ad, or image and kind of data don't go together.
+        If ``path`` is neither .zarr nor .h5ad, or not what its name says, or image and kind of data don't go together.
     """
     if not path.exists():
         raise FileNotFoundError(f"There is no {path} (looked in {Path.cwd()}).")
@@ -32,6 +33,8 @@ def read(path: Path, image: Path | None = None, *, mpp: float | None = None) -> 
             raise ValueError(f"{path} is a SpatialData, which has its own image. Leave IMAGE and --mpp out.")
         from spatialdata import read_zarr
 
+        if not any((path / name).is_file() for name in GROUP):
+            raise ValueError(f"{path} is no SpatialData folder: it has none of {', '.join(GROUP)}.")
         return read_zarr(path)
     if path.suffix != H5AD:
         raise ValueError(f"{path} is neither a SpatialData folder (.zarr) nor an AnnData file (.h5ad).")
@@ -39,7 +42,10 @@ def read(path: Path, image: Path | None = None, *, mpp: float | None = None) -> 
         raise ValueError("--mpp without an IMAGE; name the image after the cells.")
     import anndata
 
-    adata = anndata.read_h5ad(path)
+    try:
+        adata = anndata.read_h5ad(path)
+    except OSError as err:
+        raise ValueError(f"{path} is no AnnData file, or a damaged one ({err}).") from err
     if image is None:
         return adata
     from nichekd import io

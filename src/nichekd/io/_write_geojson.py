@@ -164,7 +164,7 @@ def _properties(
 
 def _measurements(adata: AnnData, key: str, names: list[str]) -> dict[str, NDArray[np.floating]]:
     """Numbers of each cell by their name, (n,) each."""
-    measured = {}
+    measured: dict[str, NDArray[np.floating]] = {}
     _, proba_key, entropy_key = Keys.student(key)
     if proba_key in adata.obsm:
         proba = np.asarray(adata.obsm[proba_key])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sized
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,9 +92,28 @@ class StudentConfig:
                 "it is damaged. Fetch the student's folder again."
             )
         values = {k: v for k, v in values.items() if k != "format"}
+        _check_values(values)
         network = _network_config(values.pop("network"))
         names, colors = tuple(values.pop("niche_names")), tuple(values.pop("niche_colors"))
         return cls(network=network, niche_names=names, niche_colors=colors, **values)
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    """Refuse what no student was saved with; the checksum is of the weights alone."""
+    names, colors = values["niche_names"], values["niche_colors"]
+    right = {
+        "n_features": isinstance(values["n_features"], int) and values["n_features"] > 0,
+        "niche_names": isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names),
+        "niche_colors": isinstance(colors, (list, tuple)) and isinstance(names, Sized) and len(colors) == len(names),
+    }
+    for name in ("radius", "temperature", "calibration"):
+        value = values.get(name, 1.0)
+        right[name] = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+    right |= {name: isinstance(values.get(name, {}), dict) for name in ("features", "training", "training_range")}
+    if wrong := {name: values[name] for name, is_right in right.items() if not is_right}:
+        raise ValueError(
+            f"{CONFIG} holds {wrong}, which no student has; it is damaged. Fetch the student's folder again."
+        )
 
 
 def _network_config(values: Any) -> NeighborhoodConfig:

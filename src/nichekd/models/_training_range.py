@@ -80,7 +80,7 @@ class TrainingRange(nn.Module):
         before
             Range of the sections that the student was trained on earlier, which goes on to be in range.
         """
-        rows = np.asarray(rows, dtype=np.float64)
+        rows = rows.astype(np.float64)
         size = 1 / (1 / sizes[lone]).mean()
         if before is not None:
             size = (size + float(before.size)) / 2
@@ -116,7 +116,7 @@ def _extra(sizes: NDArray[np.integer], size: float) -> NDArray[np.float64]:
 
 
 def _gaussians(
-    rows: NDArray[np.float64],
+    rows: NDArray[np.floating],
     groups: NDArray[np.integer],
     lone: NDArray[np.bool_],
     before: TrainingRange | None,

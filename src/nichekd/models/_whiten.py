@@ -66,7 +66,7 @@ class Whiten(nn.Module):
     def rows(self, features: Any, *, block: int = 16_384) -> NDArray[np.float32]:
         """Components of feature rows (n, F), in memory or lazy, block by block: (n, n_components)."""
         blocks = [
-            self(torch.from_numpy(np.asarray(features[start : start + block], dtype=np.float32)))
+            self(torch.from_numpy(np.array(features[start : start + block], dtype=np.float32)))
             for start in range(0, features.shape[0], block)
         ]
         return torch.cat(blocks).numpy()

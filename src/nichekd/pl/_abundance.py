@@ -103,7 +103,8 @@ def abundance(
         area = dot_area(xy, extent, width)
         for column, kind in enumerate(shown):
             values = [table.values[cells, table.types.index(kind)] for _, table in rows]
-            top = max(float(np.percentile(values[0], 99)), float(values[0].max()) / 10, np.finfo(np.float32).tiny)
+            highest = float(values[0].max())
+            top = max(float(np.percentile(values[0], 99)), highest / 10, 1e-30)
             for row, (name, _) in enumerate(rows):
                 note = f" (r = {_correlation(*values):.2f})" if row else ""
                 frame(maps[row, column], extent, title=f"{kind}, {name}{note}")

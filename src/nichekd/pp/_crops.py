@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from nichekd._units import check_mpp, same_mpp
+from nichekd._units import as_number, check_mpp, same_mpp
 from nichekd.pp._hilbert import reading_order
 from nichekd.pp._tiles import CACHE_BYTES, WHITE, ImageTiles, ResampledTiles, paste, touched
 
@@ -54,10 +54,12 @@ class CropReader:
     def __init__(
         self, image: CellImage, *, crop_px: int = 224, mpp: float | None = None, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        if crop_px < 1 or crop_px != int(crop_px):
-            raise ValueError(f"crop_px={crop_px}; it has to be a whole number of pixels, at least 1.")
+        crop_px = as_number(crop_px, "crop_px=")
+        if not crop_px >= 1 or crop_px % 1:
+            raise ValueError(f"crop_px={crop_px:g}; it has to be a whole number of pixels, at least 1.")
         self.crop_px = int(crop_px)
-        self.mpp = image.mpp if mpp is None or same_mpp(mpp, image.mpp) else check_mpp(float(mpp), "mpp=")
+        wanted = image.mpp if mpp is None else check_mpp(mpp, "mpp=")
+        self.mpp = image.mpp if same_mpp(wanted, image.mpp) else wanted
         factor = self.mpp / image.mpp
         self._tiles: Tiles = ImageTiles(image.pixels, cache_bytes)
         centre = image.xy_px

@@ -11,7 +11,7 @@ from nichekd._image import has_image
 from nichekd._keys import Keys, Split
 from nichekd._record import notes, record
 from nichekd._resolve import get_table, split_of
-from nichekd._units import nearest_distances, warn_if_pixels
+from nichekd._units import as_number, nearest_distances, warn_if_pixels
 from nichekd.pp._grid import count_near, make_grid
 from nichekd.pp._libraries import centres_by_library, side_by_side
 
@@ -126,10 +126,12 @@ def expected_count_radius(
     ValueError
         If no radius has ``target`` cells.
     """
+    target = as_number(target, "n_neighbors=")
     if not (math.isfinite(target) and 1 <= target < len(xy)):
         raise ValueError(
             f"n_neighbors={target:g} is out of range: there are {len(xy):,} training cells, and it has to be at least "
-            "1 and fewer than they are. Name the number of cells that a neighborhood should hold, such as 50."
+            "1 and fewer than they are. Name the number of cells that a neighborhood should hold, or hand "
+            "in a radius in µm: nk.pp.neighborhoods(data, radius=...)."
         )
     xy, largest = side_by_side(xy, library)
     spacing = float(np.median(nearest_distances(xy)))

@@ -160,13 +160,37 @@ class FeatureStore:
             self._pending = [pending[n_now:]]
 
     def array(self) -> da.Array:
-        """The features in the order of the table, (n, F), lazy, float16."""
+        """The features in the order of the table, (n, F), lazy, float16.
+
+        Raises
+        ------
+        ValueError
+            If files of the store are gone: zarr would read them as zeros.
+        """
         import dask.array as da
 
+        self._require_files()
         view = TableOrder(self.path)
         chunks = (min(LAZY_ROWS, view.shape[0]), view.shape[1])
         token = hashlib.sha256(json.dumps([str(self.path), self.manifest], sort_keys=True).encode()).hexdigest()
         return da.from_array(view, chunks=chunks, name=f"nichekd-features-{token}", meta=np.empty((0, 0), np.float16))
+
+    def _require_files(self) -> None:
+        try:
+            parts = {name: self._open(name, "r") for name in (FEATURES, CELLS)}
+        except FileNotFoundError as err:
+            raise ValueError(
+                f"store={str(self.path)!r} is damaged: {err}. Delete the folder; the same call makes it again."
+            ) from err
+        n_files = {FEATURES: -(-self.n_done // SEGMENT), CELLS: 1}  # a file a segment
+        for name, wanted in n_files.items():
+            keys = (parts[name].metadata.encode_chunk_key((i, 0)[: parts[name].ndim]) for i in range(wanted))
+            lost = sum(not (self.path / name / key).is_file() for key in keys)
+            if lost:
+                raise ValueError(
+                    f"store={str(self.path)!r} is damaged: {lost:,} of {wanted:,} files of its {name} are gone. Delete "
+                    "the folder; the same call makes it again."
+                )
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
         """Features of these rows of the table, (m, F)."""

@@ -153,6 +153,10 @@ def histology_features(
             f"batch_size={batch_size}, num_workers={num_workers}; a batch has 1 to {SEGMENT:,} crops, and num_workers "
             "is 0 or more."
         )
+    if key_added == Keys.SPATIAL:
+        raise ValueError(
+            f"key_added={key_added!r} holds the cells' centres, which features would replace. Name another."
+        )
     sdata = working_copy(sdata, copy)
     adata = get_table(sdata, table_key)
     if adata.n_obs == 0:

@@ -13,7 +13,7 @@ from nichekd._image import has_image
 from nichekd._keys import Keys, Split
 from nichekd._record import notes, record
 from nichekd._resolve import get_table, split_of, working_copy
-from nichekd._units import warn_if_pixels
+from nichekd._units import as_number, warn_if_pixels
 from nichekd.pp._estimate_radius import estimate_radius
 from nichekd.pp._libraries import centres_by_library
 from nichekd.pp._radius_graph import radius_graph
@@ -142,9 +142,10 @@ def _radius(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "obsm\\['spatial'\\] puts nearest", UserWarning)  # was said just now
             return estimate_radius(data, split_key=split_key, library_key=library_key, table_key=table_key)
+    radius = as_number(radius, "radius=")
     if not (math.isfinite(radius) and radius > 0):
         raise ValueError(f"radius={radius!r} has to be a positive number of µm. nk.pp.estimate_radius finds one.")
-    return float(radius)
+    return radius
 
 
 def _groups(split: NDArray[np.str_], library: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -6,16 +6,14 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
-from nichekd._frames import apply
-from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import working_copy
 from nichekd._settings import settings as defaults
 from nichekd.pp._bare_image import bare_image
 from nichekd.pp._nuclei import NucleusSettings, haematoxylin, label_nuclei, slide_threshold
 from nichekd.pp._nuclei_blocks import Grid, outline_blocks
+from nichekd.pp._nuclei_table import write_nuclei
 from nichekd.pp._tiles import ImageTiles
 from nichekd.pp._tissue_mask import tissue_mask
 
@@ -23,13 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from anndata import AnnData
     from geopandas import GeoDataFrame
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from nichekd._image import CellImage
-    from nichekd.pp._bare_image import BareImage
     from nichekd.pp._nuclei_blocks import Labeller
     from nichekd.pp._tissue_mask import TissueMask
 
@@ -152,7 +148,7 @@ def segment_nuclei(
         polygons, used = _segment(sdata, bare.image, method, nuclei or NucleusSettings(), model, device, n_jobs)
     for name in {key_added, table_key} & {name for _, name, _ in sdata.gen_elements()}:
         del sdata[name]  # replaced only now, when there is something to put in its place
-    adata = _write(sdata, bare, polygons, key_added, table_key)
+    adata = write_nuclei(sdata, bare, polygons, key_added, table_key)
     used |= {"n_nuclei": adata.n_obs, "image": bare.image.key, "mpp": bare.image.mpp, "key_added": key_added}
     record(adata, "segment_nuclei", seconds=time.perf_counter() - start, **used)
     log.info("%d nuclei by %s, %.1f s", adata.n_obs, used["method"], time.perf_counter() - start)
@@ -241,28 +237,3 @@ def _threshold(grid: Grid, mask: TissueMask, blocks: list[tuple[int, int]], nucl
         xy = np.stack(np.meshgrid(columns + left, rows + top), axis=-1).reshape(-1, 2) * grid.factor
         samples.append(h[::SAMPLE_EVERY, ::SAMPLE_EVERY].ravel()[mask.at(xy)])
     return slide_threshold(np.concatenate(samples))
-
-
-def _write(
-    sdata: SpatialData, bare: BareImage, polygons: NDArray[np.object_], key_added: str, table_key: str
-) -> AnnData:
-    """Add the shapes and the table that annotates them."""
-    import geopandas
-    import shapely
-    from anndata import AnnData
-    from spatialdata.models import ShapesModel, TableModel
-    from spatialdata.transformations import Affine
-
-    polygons = shapely.transform(polygons, lambda xy: apply(bare.to_um, xy))
-    names = pd.Index([f"nucleus_{i}" for i in range(len(polygons))])
-    from_um = bare.to_system @ np.linalg.inv(bare.to_um)
-    frame = geopandas.GeoDataFrame(geometry=polygons, index=names)
-    to_system = Affine(from_um, input_axes=("x", "y"), output_axes=("x", "y"))
-    sdata.shapes[key_added] = ShapesModel.parse(frame, transformations={bare.system: to_system})
-    obs = pd.DataFrame({Keys.AREA: shapely.area(polygons)}, index=names)
-    obs["region"] = pd.Categorical([key_added] * len(obs))
-    obs["instance_id"] = names.to_numpy()
-    xy = shapely.get_coordinates(shapely.centroid(polygons))
-    adata = AnnData(obs=obs, obsm={Keys.SPATIAL: xy})
-    sdata.tables[table_key] = TableModel.parse(adata, region=key_added, region_key="region", instance_key="instance_id")
-    return sdata.tables[table_key]

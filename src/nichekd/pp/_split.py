@@ -177,6 +177,8 @@ def _centre_px(
 
 def _strips(y: NDArray[np.float64], n_strips: int, test_strip: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Strip of each cell, (n,), and the boundaries between the test strip and training ones, µm."""
+    if not len(y):
+        raise ValueError("The table has no cells, so there is nothing to split. Run nk.pp.segment_nuclei, or check it.")
     low, high = float(y.min()), float(y.max())
     edges = np.linspace(low, high, n_strips + 1)
     if not high > low:

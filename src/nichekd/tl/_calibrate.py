@@ -72,9 +72,14 @@ def calibrate(
     """
     from scipy.special import softmax
 
+    from nichekd.models import NicheStudent
     from nichekd.tl._predict_niches import write_probabilities
 
     started = perf_counter()
+    if not isinstance(student, NicheStudent):
+        raise TypeError(
+            f"student is a {type(student).__name__}; it has to be a NicheStudent: nk.models.NicheStudent.load(folder)."
+        )
     adata = get_table(data, table_key)
     names = student.config.niche_names
     target = labels_of(adata, reference)

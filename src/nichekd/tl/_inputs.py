@@ -74,12 +74,17 @@ def features_of(adata: AnnData, use_rep: str, *, run: str) -> Any:
     ------
     KeyError
         If it is missing.
+    TypeError
+        If it holds no real numbers.
     ValueError
         If it is not a matrix, or holds NaN or infinite values.
     """
     features = require(adata, "obsm", use_rep, run=run)
-    if hasattr(features, "to_numpy"):
-        features = features.to_numpy()
+    for in_memory in ("to_numpy", "toarray"):  # of a DataFrame, of a sparse matrix
+        if hasattr(features, in_memory):
+            features = getattr(features, in_memory)()
+    if features.dtype.kind not in "biuf":
+        raise TypeError(f"obsm[{use_rep!r}] is of type {features.dtype}; features are numbers. Run {run} again.")
     if features.ndim != 2:
         raise ValueError(f"obsm[{use_rep!r}] has shape {features.shape}; it has to be (n_cells, n_features).")
     if hasattr(features, "compute") and features.nbytes <= IN_MEMORY_BYTES:

@@ -164,7 +164,7 @@ def _image_warnings(image: Any, student: NicheStudent) -> list[str]:
         )
     middle = np.median(_colors(image, student, np.arange(len(image.xy_px)), seed=0), axis=0)
     beyond = [
-        f"{name} {value:.2f} (training {_span(*known['color'][name], '.2f')})"
+        f"{name} {value:.2f} (training {_span(known['color'][name][0], known['color'][name][1], '.2f')})"
         for name, value in zip(COLORS, middle, strict=True)
         if not known["color"][name][0] <= value <= known["color"][name][1]
     ]

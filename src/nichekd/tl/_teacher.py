@@ -70,7 +70,10 @@ def resolve_teacher(adata: AnnData, teacher: str | Any) -> Teacher:
 
 
 def _from_matrix(adata: AnnData, matrix: Any, what: str, *, label_key: str | None) -> Teacher:
-    columns = list(matrix.columns.astype(str)) if isinstance(matrix, pd.DataFrame) else None
+    columns = None
+    if isinstance(matrix, pd.DataFrame):
+        columns = list(matrix.columns.astype(str))
+        matrix = _in_order(adata, matrix, what)
     logits = _numbers(matrix, what)
     if logits.ndim != 2 or len(logits) != adata.n_obs:
         raise ValueError(
@@ -90,6 +93,19 @@ def _from_matrix(adata: AnnData, matrix: Any, what: str, *, label_key: str | Non
         logits, temperature = np.log(np.clip(logits, 1e-6, None)), 1.0
     names = tuple(columns or (str(k) for k in range(n_niches)))
     return Teacher(logits.astype(np.float32), names, _colors(adata, label_key, n_niches), temperature)
+
+
+def _in_order(adata: AnnData, frame: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Rows in the table's order: by their names where those are the cells', else as they are."""
+    names = frame.index.astype(str)
+    if names.equals(adata.obs_names) or not names.isin(adata.obs_names).any():
+        return frame
+    if not names.is_unique or not adata.obs_names.is_unique or set(names) != set(adata.obs_names):
+        raise ValueError(
+            f"{what} names {names.isin(adata.obs_names).sum():,} of the {adata.n_obs:,} cells in its {len(names):,} "
+            "rows; its index has to be obs_names, each once. Take frame.reindex(adata.obs_names): NaN teaches nobody."
+        )
+    return frame.set_axis(names).loc[adata.obs_names]
 
 
 def _numbers(matrix: Any, what: str) -> NDArray[np.float32]:
