@@ -131,27 +131,26 @@ def judged(adata: ad.AnnData, key: str, library_key: str | None, genes: list[str
 
 
 def run(adata: ad.AnnData, seeds: list[int], variants: list[str], library_key: str | None = None):
+    """Row and genes of each method, one after the other."""
     fit = nk.tl.RankByGeneSettings()
     genes = variable_genes(adata, fit.n_genes) if adata.n_vars > fit.n_genes else None
-    rows, by_gene = [], []
 
-    def note(method: str, seed: int, key: str, seconds: float) -> None:
+    def row(method: str, seed: int, key: str, seconds: float):
         found, table = judged(adata, key, library_key, genes)
-        rows.append({"method": method, "seed": seed, "seconds": round(seconds, 1)} | found)
-        by_gene.append(table.assign(method=method, seed=seed))
-        print(rows[-1], flush=True)
+        about = {"method": method, "seed": seed}
+        values = {name: float(value) for name, value in found.items()}
+        return about | {"seconds": round(seconds, 1)} | values, table.assign(**about)
 
-    note("image features", 0, REP, 0)
+    yield row("image features", 0, REP, 0)
     train = (adata.obs["split"] == "train").to_numpy()
     values = np.asarray(adata.obsm[REP], dtype=np.float32)
     adata.obsm["X_pca"] = PCA(fit.n_out, random_state=0).fit(values[train]).transform(values)
-    note("principal components", 0, "X_pca", 0)
+    yield row("principal components", 0, "X_pca", 0)
     for seed in seeds:
         for method in variants:
             start = time.perf_counter()
             trained(adata, seed, library_key, fit, **VARIANTS[method])
-            note(method, seed, ALIGNED, time.perf_counter() - start)
-    return pd.DataFrame(rows), pd.concat(by_gene, ignore_index=True)
+            yield row(method, seed, ALIGNED, time.perf_counter() - start)
 
 
 def students(adata: ad.AnnData, seeds: list[int], n_niches: list[int]) -> pd.DataFrame:
@@ -186,6 +185,30 @@ def plain(table: pd.DataFrame) -> list[dict]:
     return [{name: value for name, value in row.items() if value == value} for row in table.to_dict("records")]
 
 
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds and held-out sections."""
+    measured = [column for column in rows if column not in {"method", "seed", "held_out"}]
+    table = rows.groupby("method", sort=False)[measured].agg(["mean", "std"])
+    table.columns = [f"{column}_{what}".removesuffix("_mean") for column, what in table.columns]
+    return table
+
+
+def write(path: Path, about: dict, rows: pd.DataFrame, by_gene: pd.DataFrame, niches: pd.DataFrame) -> None:
+    """What there is so far: a run that is cut short leaves the rows it finished."""
+    result = about | {
+        "load": os.getloadavg()[0],
+        "n_cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {p: version(p) for p in ("nichekd", "torch", "scikit-learn", "numpy")},
+        "table": plain(summary(rows).round(4).reset_index()),
+        "runs": plain(rows),
+        "genes": best_and_worst(by_gene) if len(by_gene) else {},
+        "students": niches.to_dict("records"),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, help=f"cells with counts, obsm[{REP!r}] and obs['split'] (.h5ad)")
@@ -198,47 +221,27 @@ def main() -> None:
     warnings.simplefilter("ignore")
     keep_freed_memory()
     nk.settings.progress = False
-    start = time.perf_counter()
     if arguments.her2st:
-        name, folds, together = "her2st", [], her2st(arguments.her2st)
-        for section in SECTIONS:
-            together.obs["split"] = np.where(together.obs["section"] == section, "test", "train")
-            folds.append(
-                [
-                    part.assign(held_out=section)
-                    for part in run(together, arguments.seeds, arguments.variants, "section")
-                ]
-            )
-        rows, by_gene = (pd.concat(parts, ignore_index=True) for parts in zip(*folds, strict=True))
-        adata = together
+        name, adata, held_out = "her2st", her2st(arguments.her2st), SECTIONS
     else:
-        name = "crop" if arguments.table is None else arguments.table.stem
+        name, held_out = "crop" if arguments.table is None else arguments.table.stem, (None,)
         adata = prepared(crop() if arguments.table is None else ad.read_h5ad(arguments.table))
-        rows, by_gene = run(adata, arguments.seeds, arguments.variants)
-    niches = students(adata, arguments.seeds, arguments.students) if arguments.students else pd.DataFrame()
-    measured = [column for column in rows if column not in {"method", "seed", "held_out"}]
-    table = rows.groupby("method", sort=False)[measured].agg(["mean", "std"])
-    table.columns = [f"{column}_{what}".removesuffix("_mean") for column, what in table.columns]
-    result = {
-        "data": name,
-        "seeds": arguments.seeds,
-        "n_cells": adata.n_obs,
-        "n_train": int((adata.obs["split"] == "train").sum()),
-        "n_test": int((adata.obs["split"] == "test").sum()),
-        "seconds": round(time.perf_counter() - start),
-        "n_cpus": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {p: version(p) for p in ("nichekd", "torch", "scikit-learn", "numpy")},
-        "table": plain(table.round(4).reset_index()),
-        "runs": plain(rows),
-        "genes": best_and_worst(by_gene),
-        "students": niches.to_dict("records"),
-    }
-    out = arguments.out or RESULTS / f"rank_by_gene_{name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    print(table.to_string(float_format="%.3f"))
+    about = {"data": name, "seeds": arguments.seeds, "n_cells": adata.n_obs}
+    path = arguments.out or RESULTS / f"rank_by_gene_{name}.json"
+    rows, by_gene, niches = [], [], pd.DataFrame()
+    for section in held_out:
+        if section is not None:
+            adata.obs["split"] = np.where(adata.obs["section"] == section, "test", "train")
+        library_key = None if section is None else "section"
+        for row, table in run(adata, arguments.seeds, arguments.variants, library_key):
+            rows.append(row | ({} if section is None else {"held_out": section}))
+            by_gene.append(table)
+            print(rows[-1], flush=True)
+            write(path, about, pd.DataFrame(rows), pd.concat(by_gene, ignore_index=True), niches)
+    if arguments.students:
+        niches = students(adata, arguments.seeds, arguments.students)
+        write(path, about, pd.DataFrame(rows), pd.concat(by_gene, ignore_index=True), niches)
+    print(summary(pd.DataFrame(rows)).to_string(float_format="%.3f"))
 
 
 if __name__ == "__main__":

@@ -237,7 +237,8 @@ def test_radius_that_is_no_number(radius):
 
 
 def test_copy_of_a_backed_table(tmp_path):
-    cells([[0, 0], [1, 1], [9, 9]]).write_h5ad(tmp_path / "cells.h5ad")
+    adata = cells([[0, 0], [1, 1], [9, 9]])
+    AnnData(np.ones((3, 2), dtype=np.float32), obsm=dict(adata.obsm)).write_h5ad(tmp_path / "cells.h5ad")
     backed = read_h5ad(tmp_path / "cells.h5ad", backed="r")
     made = nk.pp.neighborhoods(backed, radius=2, copy=True)
     assert made.obs["n_neighbors"].tolist() == [1, 1, 0]

@@ -329,7 +329,7 @@ def test_features_of_another_type(taught_cells, quickly):
 def test_sparse_features(taught_cells, quickly):
     dense = quickly(taught_cells, use_rep="X_image")
     logits = taught_cells.obsm["student_logits"].copy()
-    taught_cells.obsm["X_sparse"] = sparse.csr_matrix(taught_cells.obsm["X_image"])
+    taught_cells.obsm["X_sparse"] = sparse.csr_matrix(taught_cells.obsm["X_image"].astype(np.float32))
     quickly(taught_cells, use_rep="X_sparse")
     assert dense.config.n_features == taught_cells.obsm["X_sparse"].shape[1]
     np.testing.assert_array_equal(taught_cells.obsm["student_logits"], logits)
