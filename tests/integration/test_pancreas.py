@@ -43,7 +43,7 @@ def ari(sdata: SpatialData) -> dict[str, float]:
 
 def test_student_is_nearer_to_the_teacher_than_the_baselines(result):
     found = ari(result[0])
-    assert found["niche"] >= 1.5 * max(found[key] for key in BASELINES), found
+    assert found["niche"] > 1.2 * max(found[key] for key in BASELINES), found
 
 
 def test_teacher_keeps_its_niches_alive(result):
@@ -70,7 +70,9 @@ def test_saved_student_maps_the_same_niches(result, tmp_path):
 
 def test_gene_aware_student_is_nearer_still(result):
     sdata, student = result
+    baselines = max(ari(sdata)[key] for key in BASELINES)
     encoder = nk.tl.gene_aware_encoder(sdata, encoder="efficientnet_lite0")
     aware = nk.pp.histology_features(sdata, encoder=encoder, copy=True)
     nk.tl.distill(aware, student.n_niches)
+    assert ari(aware)["niche"] >= 1.5 * baselines
     assert ari(aware)["niche"] > ari(sdata)["niche"]
