@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,19 +100,17 @@ class StudentConfig:
 def _check_values(values: dict[str, Any]) -> None:
     """Refuse what no student was saved with; the checksum is of the weights alone."""
     names, colors = values["niche_names"], values["niche_colors"]
+    are_lists = isinstance(names, (list, tuple)) and isinstance(colors, (list, tuple))
     right = {
         "n_features": isinstance(values["n_features"], int) and values["n_features"] > 0,
         "niche_names": isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names),
-        "niche_colors": isinstance(colors, (list, tuple)) and isinstance(names, Sized) and len(colors) == len(names),
+        "niche_colors": are_lists and len(colors) == len(names),
     }
-    for name in ("radius", "temperature", "calibration"):
-        value = values.get(name, 1.0)
-        right[name] = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
-    right |= {name: isinstance(values.get(name, {}), dict) for name in ("features", "training", "training_range")}
-    if wrong := {name: values[name] for name, is_right in right.items() if not is_right}:
-        raise ValueError(
-            f"{CONFIG} holds {wrong}, which no student has; it is damaged. Fetch the student's folder again."
-        )
+    for key in ("radius", "temperature", "calibration"):
+        right[key] = isinstance(values[key], (int, float)) and math.isfinite(values[key]) and values[key] > 0
+    right |= {key: isinstance(values.get(key, {}), dict) for key in ("features", "training", "training_range")}
+    if wrong := {key: values[key] for key, is_right in right.items() if not is_right}:
+        raise ValueError(f"{CONFIG} holds {wrong}, as no student does; it is damaged. Fetch the folder again.")
 
 
 def _network_config(values: Any) -> NeighborhoodConfig:
