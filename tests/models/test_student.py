@@ -63,6 +63,12 @@ def edit_config(folder, **changes):
     path.write_text(json.dumps({name: value for name, value in values.items() if value != "gone"}))
 
 
+def test_features_that_were_whitened_before_give_the_same(student, batch):
+    whitened = torch.from_numpy(student.whiten.rows(batch.features.numpy()))
+    with torch.inference_mode():
+        torch.testing.assert_close(student.read(batch.with_features(whitened)), student(batch))
+
+
 def test_forward_is_whiten_backbone_head_on_the_teachers_scale(student, batch):
     with torch.no_grad():
         embedding = student.backbone(batch.with_features(student.whiten(batch.features)))

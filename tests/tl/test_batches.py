@@ -33,7 +33,7 @@ def test_validation_squares_keep_their_distance():
     rng = np.random.default_rng(0)
     xy = rng.uniform(0, 1000, (5000, 2))
     train = np.arange(4000)
-    fitted, held_back = validation_part(xy, train, share=0.1, margin=30, rng=rng)
+    fitted, held_back = validation_part(xy, train, share=0.1, margin=30)
     assert set(fitted) | set(held_back) <= set(train)
     assert len(held_back) == pytest.approx(400, abs=100)
     gap = np.abs(xy[fitted][:, None] - xy[held_back][None]).max(-1).min()
@@ -42,7 +42,7 @@ def test_validation_squares_keep_their_distance():
 
 def test_nothing_is_held_back_where_little_would_be_left():
     xy = np.random.default_rng(0).uniform(0, 50, (200, 2))
-    fitted, held_back = validation_part(xy, np.arange(200), share=0.1, margin=40, rng=np.random.default_rng(0))
+    fitted, held_back = validation_part(xy, np.arange(200), share=0.1, margin=40)
     assert len(fitted) == 200
     assert len(held_back) == 0
 

@@ -201,6 +201,23 @@ def test_temperature(taught_cells, quickly):
 # --- what is missing
 
 
+def test_embedding_is_learned_beside_and_left_behind(taught_cells, quickly):
+    """It changes what is learned, not what the student is; and its rows of other cells play no part."""
+    plain = quickly(taught_cells)
+    taught_cells.obsm["X_read"] = np.random.default_rng(0).normal(size=(taught_cells.n_obs, 5)).astype(np.float32)
+    beside = quickly(taught_cells, embedding="X_read")
+    assert set(beside.state_dict()) == set(plain.state_dict())
+    assert not torch.equal(beside.head.weight, plain.head.weight)
+    assert taught_cells.uns["nichekd"]["distill"]["embedding"] == "X_read"
+    taught_cells.obsm["X_read"][(taught_cells.obs["split"] != "train").to_numpy()] = 100
+    assert torch.equal(quickly(taught_cells, embedding="X_read").head.weight, beside.head.weight)
+
+
+def test_missing_embedding(taught_cells, quickly):
+    with pytest.raises(KeyError, match="X_nothing.*Run nk.pp.expression_features"):
+        quickly(taught_cells, embedding="X_nothing")
+
+
 def test_missing_teacher_is_trained(cells, quickly, quick_nolan, monkeypatch, caplog):
     monkeypatch.setattr("nichekd.tl._nolan.nolan", partial(nk.tl.nolan, use_rep="X_pca", fit=quick_nolan))
     with caplog.at_level("INFO", logger="nichekd"):

@@ -71,6 +71,28 @@ def test_it_travels_with_the_student(trained, tmp_path):
     assert other["table"].obs["niche"].notna().all()
 
 
+def test_a_teacher_shapes_the_encoder_where_it_teaches(trained):
+    sdata = section()
+    niches = sdata["table"].obs["niche_true"]
+    train = (sdata["table"].obs["split"] == "train").to_numpy()
+    sdata["table"].obs["label"] = niches.where(train)
+    options = {"target": "X_latent", "crop_px": 64, "fit": FAST}
+    taught = nk.tl.gene_aware_encoder(sdata, teacher="label", **options)
+    assert taught.fingerprint != trained[1].fingerprint
+    assert taught.module.niches.out_features == niches.nunique()
+    assert sdata["table"].uns[Keys.UNS]["gene_aware_encoder"]["teacher"] == "label"
+    # what it says of other cells plays no part
+    sdata["table"].obs["label"] = niches.where(train, niches.iloc[0])
+    assert nk.tl.gene_aware_encoder(sdata, teacher="label", **options).fingerprint == taught.fingerprint
+
+
+def test_a_teacher_that_teaches_no_training_cell(trained):
+    adata = trained[0]["table"]
+    adata.obs["label"] = adata.obs["niche_true"].where(adata.obs["split"] == "test")
+    with pytest.raises(ValueError, match="none of the .* training cells"):
+        nk.tl.gene_aware_encoder(trained[0], target="X_latent", teacher="label")
+
+
 def test_no_image_names_the_next_call(trained):
     with pytest.raises(TypeError, match="SpatialData"):
         nk.tl.gene_aware_encoder(AnnData(obsm={"spatial": np.random.default_rng(0).random((5, 2))}), target="spatial")

@@ -6,12 +6,11 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData, read_h5ad
-from scipy.sparse import csr_matrix
 from sklearn.metrics import adjusted_rand_score
 
 import nichekd as nk
-from nichekd.models import NeighborhoodIndex, NolanSettings
-from nichekd.tl._nolan_fit import neighborhood_means, usage_entropy
+from nichekd.models import NolanSettings
+from nichekd.tl._nolan_fit import usage_entropy
 
 
 @pytest.fixture
@@ -237,14 +236,6 @@ def test_missing_split_key(cells):
 def test_no_seeds(cells):
     with pytest.raises(ValueError, match="n_seeds=0; it has to be at least 1"):
         nk.tl.nolan(cells, 3, use_rep="X_pca", n_seeds=0)
-
-
-def test_neighborhood_means_by_hand():
-    # 0 - 1 - 2 in a row, 3 alone
-    graph = csr_matrix([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
-    index = NeighborhoodIndex.from_graph(graph, np.zeros((4, 2)), 1.0)
-    features = np.array([[0.0], [3.0], [6.0], [5.0]])
-    assert neighborhood_means(index, features, np.arange(4)).ravel().tolist() == [1.5, 3, 4.5, 5]
 
 
 def test_usage_entropy_by_hand():

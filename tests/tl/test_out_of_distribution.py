@@ -9,9 +9,8 @@ from sklearn.metrics import roc_auc_score
 from spatialdata import SpatialData
 
 import nichekd as nk
-from nichekd.models import NeighborhoodIndex, NicheStudent
+from nichekd.models import NicheStudent
 from nichekd.tl import FitSettings
-from nichekd.tl._out_of_distribution import neighborhood_means
 
 ONE_EPOCH = FitSettings(max_epochs=1, min_steps=0, batch_size=256, validation=0, n_components=6)
 
@@ -56,18 +55,6 @@ def predict(data, student, **options):
 
 
 # the score
-
-
-def test_neighborhood_means_by_hand(taught):
-    adata, student = taught
-    graph = adata.obsp["spatial_connectivities"]
-    index = NeighborhoodIndex.from_graph(graph, adata.obsm["spatial"], student.config.radius)
-    means = neighborhood_means(student, index, adata.obsm["X_image"])
-    centred = adata.obsm["X_image"].astype(float) - student.whiten.mean.numpy()
-    whitened = centred @ student.whiten.components.numpy()
-    for cell in (0, 700, 1499):
-        members = [cell, *graph[cell].indices]
-        np.testing.assert_allclose(means[cell], whitened[members].mean(0), atol=1e-4)
 
 
 def test_training_and_test_tissue_is_in_distribution(taught):

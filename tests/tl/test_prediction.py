@@ -64,11 +64,13 @@ def test_network_goes_back_to_training(index):
     assert network.training
 
 
-def test_preparation_comes_first(index):
-    def prepare(batch):
-        return batch.with_features(batch.features + 5)
+def test_another_method_of_the_network_may_read(index):
+    network = Counter()
 
-    out = predict_logits(Counter(), index, np.zeros((1500, 1)), np.arange(4), prepare=prepare)
+    def forward(batch):
+        return network(batch.with_features(batch.features + 5))
+
+    out = predict_logits(network, index, np.zeros((1500, 1)), np.arange(4), forward=forward)
     assert out[:, 0].tolist() == [5] * 4
 
 

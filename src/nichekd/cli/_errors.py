@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import warnings
@@ -19,6 +20,7 @@ log = logging.getLogger("nichekd")
 BAD_INPUT_CODE, FAILURE_CODE = 2, 1
 # what nichekd's functions raise about what they were handed
 BAD_INPUT = (FileExistsError, FileNotFoundError, IsADirectoryError, KeyError, NotADirectoryError, TypeError, ValueError)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Commands(TyperGroup):
@@ -34,7 +36,7 @@ class Commands(TyperGroup):
                 if ctx.params.get("debug", False) or isinstance(err, typer.Abort) or hasattr(err, "exit_code"):
                     raise
                 bad_input = isinstance(err, BAD_INPUT)
-                more = "" if bad_input else " (nichekd --debug … shows where)"
+                more = "" if bad_input or is_full_disk(err) else " (nichekd --debug … shows where)"
                 typer.echo(f"Error: {one_line(err)}{more}", err=True)
                 raise typer.Exit(BAD_INPUT_CODE if bad_input else FAILURE_CODE) from err
 
@@ -43,8 +45,21 @@ def one_line(err: Exception) -> str:
     """The message of ``err`` on one line; an error that says nothing gives its type."""
     # str() of a KeyError is the repr of its message
     message = str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err)
+    if is_full_disk(err):
+        message = " ".join([_full(err), *(note for note in getattr(err, "__notes__", ()) if "same call" in note)])
+        return " ".join(message.split())
     message = " ".join(message.split())
     return message if isinstance(err, BAD_INPUT) and message else f"{type(err).__name__}: {message}".rstrip(": ")
+
+
+def is_full_disk(err: BaseException) -> bool:
+    """Whether ``err`` says that no space is left; HDF5 says so in words alone."""
+    return isinstance(err, OSError) and (err.errno in FULL or "No space left on device" in str(err))
+
+
+def _full(err: Exception) -> str:
+    where = getattr(err, "filename", None)
+    return f"No space is left on the disk{f' of {where}' if where else ''}."
 
 
 @contextmanager

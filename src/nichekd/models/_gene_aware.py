@@ -77,8 +77,8 @@ class GeneAwareNetwork(nn.Module):
     ----------
     backbone
         ``"small_cnn"``, or a convolutional model of timm.
-    n_targets, n_clusters
-        Numbers to predict a cell, and clusters to tell apart.
+    n_targets, n_clusters, n_niches
+        Numbers to predict a cell, and clusters and niches to tell apart; without a teacher there are no niches.
     d_model
         Length of the embedding.
     dropout
@@ -86,7 +86,14 @@ class GeneAwareNetwork(nn.Module):
     """
 
     def __init__(
-        self, backbone: str, n_targets: int, n_clusters: int, *, d_model: int = 96, dropout: float = 0.2
+        self,
+        backbone: str,
+        n_targets: int,
+        n_clusters: int,
+        *,
+        n_niches: int = 0,
+        d_model: int = 96,
+        dropout: float = 0.2,
     ) -> None:
         super().__init__()
         self.backbone, channels = build_backbone(backbone)
@@ -99,6 +106,7 @@ class GeneAwareNetwork(nn.Module):
         )
         self.targets = nn.Linear(d_model, n_targets)
         self.clusters = nn.Linear(d_model, n_clusters)
+        self.niches = nn.Linear(d_model, n_niches) if n_niches else None
 
     def maps(self, crops: Tensor) -> Tensor:
         """Embedding maps at stride 8, (b, d, h / 8, w / 8)."""
@@ -119,9 +127,10 @@ class GeneAwareNetwork(nn.Module):
         )  # (b, d, p, 1)
         return self.embed(sampled[..., 0].transpose(1, 2).float())
 
-    def predict(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Targets (…, n_targets) and cluster logits (…, n_clusters)."""
-        return self.targets(embedding), self.clusters(embedding)
+    def predict(self, embedding: Tensor) -> list[Tensor]:
+        """Targets (…, n_targets), cluster logits (…, n_clusters) and, with a teacher, niche logits (…, n_niches)."""
+        heads = [self.targets, self.clusters, *([] if self.niches is None else [self.niches])]
+        return [head(embedding) for head in heads]
 
     def forward(self, crops: Tensor) -> Tensor:
         """Embeddings of the centres, (b, d_model): what the targets are predicted from."""

@@ -159,7 +159,14 @@ class NicheStudent(
 
     def forward(self, batch: NeighborhoodBatch) -> Tensor:
         """Logits on the teacher's scale, (B, K)."""
-        embedding = self.backbone(batch.with_features(self.whiten(batch.features)))
+        return self.read(batch.with_features(self.whiten(batch.features)))
+
+    def read(self, components: NeighborhoodBatch) -> Tensor:
+        """As :meth:`forward`, of whitened features: :meth:`Whiten.rows` makes them once a cell."""
+        return self.classify(self.backbone(components))
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Logits (B, K) of neighborhoods as the backbone puts them, (B, d)."""
         # cosines of NOLAN span 2, other logits hundreds: the head learns them in units of the temperature
         return self.head(embedding) * self.config.temperature
 

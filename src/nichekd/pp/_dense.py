@@ -81,6 +81,11 @@ class DensePlan:
         """Number of tiles that hold cells."""
         return len(self._grid[1].centre_px)
 
+    @property
+    def block_cells(self) -> int:
+        """Those of eight batches: the tiles of a batch that a block shares with the next are encoded for both."""
+        return 8 * self.batch_size * -(-len(self.reader.centre_px) // self.n_tiles)
+
     def order(self) -> NDArray[np.int64]:
         """Cells tile by tile, a permutation, (n,)."""
         tile, tiles = self._grid
@@ -89,24 +94,27 @@ class DensePlan:
         return np.argsort(rank[tile], kind="stable")
 
     def encoded(
-        self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0
+        self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0, stop: int | None = None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
         """Cells and their features, (b,) and (b, F), along ``order``, which is one of :meth:`order`.
 
-        Batches of tiles are the same whether or not the first ``n_done`` cells are left out.
+        Batches of tiles are the same whether or not the first ``n_done`` cells, and those from ``stop`` on, are left
+        out.
         """
         tile, tiles = self._grid
         starts = np.flatnonzero(_is_new(tile[order]))[:: self.batch_size]  # each of so many tiles
         stops = np.append(starts[1:], len(order))
-        spans = [(start, stop) for start, stop in zip(starts, stops, strict=True) if stop > n_done]
+        end = len(order) if stop is None else stop
+        spans = [(first, last) for first, last in zip(starts, stops, strict=True) if last > n_done and first < end]
 
-        def read(span: tuple[int, int]) -> tuple[int, NDArray[np.int64], NDArray[np.uint8]]:
+        def read(span: tuple[int, int]) -> tuple[slice, NDArray[np.int64], NDArray[np.uint8]]:
             cells = order[slice(*span)]
-            return max(n_done - span[0], 0), cells, tiles.read(tile[cells][_is_new(tile[cells])])
+            wanted = slice(max(n_done - span[0], 0), end - span[0])
+            return wanted, cells, tiles.read(tile[cells][_is_new(tile[cells])])
 
         batches = read_ahead(read, spans, self.num_workers)
         for cells, features in one_behind(
-            (cells[skip:], self._encode(cells, pixels, precision)[skip:]) for skip, cells, pixels in batches
+            (cells[wanted], self._encode(cells, pixels, precision)[wanted]) for wanted, cells, pixels in batches
         ):
             yield cells, as_float16(features, self.encoder.name)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from nichekd.pp._crops import SEGMENT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -27,16 +29,24 @@ class Plan(Protocol):
     """How cells are encoded."""
 
     @property
+    def encoder(self) -> Encoder:
+        """By what."""
+
+    @property
     def n_features(self) -> int:
         """Length of a cell's features."""
+
+    @property
+    def block_cells(self) -> int:
+        """Cells that are worth encoding apart from the rest."""
 
     def order(self) -> NDArray[np.int64]:
         """The cells as they are best encoded."""
 
     def encoded(
-        self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0
+        self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0, stop: int | None = None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-        """Cells and their features along ``order``, but for the first ``n_done``."""
+        """Cells and their features along ``order``, but for the first ``n_done``, and up to ``stop``."""
 
 
 def ready_encoder(
@@ -66,18 +76,24 @@ class CropPlan:
         """Length of a cell's features."""
         return self.encoder.n_features or self.encoder.check(self.reader.crop_px)
 
+    @property
+    def block_cells(self) -> int:
+        """A segment, over whose end no batch reaches."""
+        return SEGMENT
+
     def order(self) -> NDArray[np.int64]:
         """The cells as they are best encoded, a permutation, (n,)."""
         return self.reader.order()
 
     def encoded(
-        self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0
+        self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0, stop: int | None = None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
         """Cells and their features, (b,) and (b, F), along ``order``.
 
-        Batches are the same whether or not the first ``n_done`` cells, a multiple of 1,024, are left out.
+        Batches are the same whether or not the first ``n_done`` cells, and those from ``stop`` on, both multiples of
+        1,024, are left out.
         """
-        batches = self.reader.batches(order[n_done:], batch_size=self.batch_size, num_workers=self.num_workers)
+        batches = self.reader.batches(order[n_done:stop], batch_size=self.batch_size, num_workers=self.num_workers)
         for cells, features in one_behind(
             (cells, self.encoder.encode(crops, precision=precision)) for cells, crops in batches
         ):

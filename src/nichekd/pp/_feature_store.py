@@ -15,13 +15,13 @@ import numpy as np
 
 from nichekd.pp._crops import SEGMENT
 from nichekd.pp._store_manifest import CELLS, FEATURES, FORMAT, LOCK, flush, read_manifest, write_manifest
+from nichekd.pp._store_segments import missing_segments, require_files, with_done, write_segment
 from nichekd.pp._table_order import TableOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import dask.array as da
-    import zarr
     from numpy.typing import NDArray
 
     from nichekd.models._precision import Precision
@@ -62,8 +62,13 @@ class FeatureStore:
 
     @property
     def n_done(self) -> int:
-        """Cells whose features are safe on disk."""
+        """Cells from the first on whose features are safe on disk, without a gap."""
         return int((self.manifest or {}).get("n_done", 0))
+
+    @property
+    def missing(self) -> list[int]:
+        """Segments that are not on disk yet, in order."""
+        return missing_segments(self._known())
 
     @property
     def is_complete(self) -> bool:
@@ -80,7 +85,9 @@ class FeatureStore:
     @cached_property
     def order(self) -> NDArray[np.int64]:
         """Row of the table of each row of the store, (n,)."""
-        return np.asarray(self._open(CELLS, "r")[:])
+        import zarr
+
+        return np.asarray(zarr.open_array(self.path / CELLS, mode="r")[:])
 
     def check(self, made_of: Mapping[str, Any]) -> None:
         """Raise ``ValueError`` if the store was made of anything else, and say what differs."""
@@ -159,6 +166,10 @@ class FeatureStore:
                 self._commit(pending[start : min(start + SEGMENT, n_now)])
             self._pending = [pending[n_now:]]
 
+    def note_done(self, segments: Iterable[int]) -> None:
+        """Note in the manifest that these segments were written, wherever that was."""
+        write_manifest(self.path, with_done(self._known(), segments))
+
     def array(self) -> da.Array:
         """The features in the order of the table, (n, F), lazy, float16.
 
@@ -169,28 +180,11 @@ class FeatureStore:
         """
         import dask.array as da
 
-        self._require_files()
+        require_files(self.path, self.n_done)
         view = TableOrder(self.path)
         chunks = (min(LAZY_ROWS, view.shape[0]), view.shape[1])
         token = hashlib.sha256(json.dumps([str(self.path), self.manifest], sort_keys=True).encode()).hexdigest()
         return da.from_array(view, chunks=chunks, name=f"nichekd-features-{token}", meta=np.empty((0, 0), np.float16))
-
-    def _require_files(self) -> None:
-        try:
-            parts = {name: self._open(name, "r") for name in (FEATURES, CELLS)}
-        except FileNotFoundError as err:
-            raise ValueError(
-                f"store={str(self.path)!r} is damaged: {err}. Delete the folder; the same call makes it again."
-            ) from err
-        n_files = {FEATURES: -(-self.n_done // SEGMENT), CELLS: 1}  # a file a segment
-        for name, wanted in n_files.items():
-            keys = (parts[name].metadata.encode_chunk_key((i, 0)[: parts[name].ndim]) for i in range(wanted))
-            lost = sum(not (self.path / name / key).is_file() for key in keys)
-            if lost:
-                raise ValueError(
-                    f"store={str(self.path)!r} is damaged: {lost:,} of {wanted:,} files of its {name} are gone. Delete "
-                    "the folder; the same call makes it again."
-                )
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
         """Features of these rows of the table, (m, F)."""
@@ -224,21 +218,15 @@ class FeatureStore:
         write_manifest(self.path, manifest | {"order": "hilbert"})
 
     def _commit(self, features: NDArray[np.float16]) -> None:
-        manifest = self._known()
+        # what a cluster had done beyond a gap is done again: append() counts on there being none
+        manifest = {name: value for name, value in self._known().items() if name != "ahead"}
         start = manifest["n_done"]
         try:
-            array = self._open(FEATURES, "r+")
-            array[start : start + len(features)] = features
-            flush(self.path / FEATURES / array.metadata.encode_chunk_key((start // SEGMENT, 0)))
-            write_manifest(self.path, manifest | {"n_done": start + len(features)})  # last: what it counts is on disk
+            write_segment(self.path, start // SEGMENT, features)
+            write_manifest(self.path, with_done(manifest, [start // SEGMENT]))  # last: what it counts is on disk
         except OSError as err:
             err.add_note(f"The first {start:,} cells are safe in {self.path}; the same call goes on from there.")
             raise
-
-    def _open(self, name: str, mode: str) -> zarr.Array:
-        import zarr
-
-        return zarr.open_array(self.path / name, mode=mode)
 
 
 def cells_hash(centre_px: NDArray[np.int64]) -> str:

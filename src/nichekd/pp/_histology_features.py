@@ -13,6 +13,7 @@ from nichekd._keys import Keys
 from nichekd._record import notes, record
 from nichekd._resolve import get_table, working_copy
 from nichekd._settings import settings
+from nichekd.pp._cluster import Cluster, require_client
 from nichekd.pp._crops import SEGMENT
 from nichekd.pp._encode import ready_encoder, with_progress
 from nichekd.pp._feature_store import FeatureStore
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     import dask.array as da
     import torch
+    from distributed import Client
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -56,6 +58,7 @@ def histology_features(
     precision: Precision = "auto",
     batch_size: int = 64,
     num_workers: int = 2,
+    client: Client | None = None,
     table_key: str = "table",
     copy: bool = False,
 ) -> SpatialData | None:
@@ -109,6 +112,11 @@ def histology_features(
         Most crops that are encoded at once, up to 1,024.
     num_workers
         Threads that read crops; 0 reads and encodes in turn. Doesn't change the features.
+    client
+        Of a dask cluster whose workers encode blocks of cells and write them to ``store``, a folder that all of them
+        see; ``device`` is theirs. Blocks of a worker that is lost are done again by another. On equal hardware the
+        bits are those that one process writes. Workers open the image by the path that it was opened by here; one that
+        lies in memory is sent to them whole. The encoder is sent to them, too.
     table_key
         Table of the ``SpatialData``.
     copy
@@ -123,19 +131,22 @@ def histology_features(
     Raises
     ------
     TypeError
-        If ``sdata`` is an ``AnnData``, which has no image, or ``encoder`` is nothing of the above.
+        If ``sdata`` is an ``AnnData``, which has no image, ``encoder`` is nothing of the above, or ``client`` no
+        ``dask.distributed.Client``.
     KeyError
         If the table or image is missing.
     FileNotFoundError
-        If ``weights`` is no file.
+        If ``weights`` is no file, or a worker of ``client`` does not see the image or the ``store``.
     ValueError
         If the image can't be used or cells lie outside it; if the encoder is unknown, its weights don't fit, it does
         not take such crops, shows no feature map for ``mode="dense"``, or returns features that are NaN, infinite or
-        beyond float16; if the ``store`` belongs to another image, encoder, cell set, crop, mode or precision.
+        beyond float16; if the ``store`` belongs to another image, encoder, cell set, crop, mode or precision, or
+        ``client`` comes without one.
     EncoderAccessError
         If a hub refuses the encoder's weights or can't be reached.
     RuntimeError
-        If another process is writing to the ``store``.
+        If another process is writing to the ``store``; if workers of ``client`` have another version of nichekd, or
+        all of them are lost time and again.
 
     Examples
     --------
@@ -157,6 +168,8 @@ def histology_features(
         raise ValueError(
             f"key_added={key_added!r} holds the cells' centres, which features would replace. Name another."
         )
+    device = device or settings.device
+    cluster = None if client is None else Cluster(require_client(client, store), device)
     sdata = working_copy(sdata, copy)
     adata = get_table(sdata, table_key)
     if adata.n_obs == 0:
@@ -166,7 +179,7 @@ def histology_features(
     network = ready_encoder(
         settings.encoder if encoder is None else encoder,
         weights=weights,
-        device=device or settings.device,
+        device=device if cluster is None else "cpu",  # from where it is sent
         crop_px=reader.crop_px,
     )
     plan = make_plan(reader, network, mode, stride_px, batch_size, num_workers)
@@ -178,8 +191,9 @@ def histology_features(
         features = _in_memory(plan, used)
     else:
         kept = FeatureStore(store)
-        used = kept.precision if precision == "auto" and kept.precision else network.precision(precision)
-        features = _in_store(plan, kept, about, used)
+        known = kept.precision if precision == "auto" else None
+        used = known or (network.precision(precision) if cluster is None else cluster.precision(network, precision))
+        features = _in_store(plan, kept, about, used, cluster)
         about["store"] = str(kept.path)
     name = re.sub(r"[^\w.\-]", "_", network.name)  # one of a hub has slashes
     key = key_added or Keys.features(name if mode == "crop" else f"{name}_dense")
@@ -187,11 +201,10 @@ def histology_features(
     notes(adata).setdefault(Keys.FEATURES, {})[key] = about | {"precision": used}
     notes(adata)[Keys.LAST_REP] = key
     seconds = time.perf_counter() - start
-    parameters = {"key_added": key, "batch_size": batch_size, "num_workers": num_workers, "device": str(network.device)}
+    where = str(network.device) if cluster is None else device
+    parameters = {"key_added": key, "batch_size": batch_size, "num_workers": num_workers, "device": where}
     record(adata, "histology_features", seconds=seconds, **parameters)
-    log.info(
-        "%d crops → obsm[%r], %d features, %.1f s on %s", len(features), key, features.shape[1], seconds, network.device
-    )
+    log.info("%d crops → obsm[%r], %d features, %.1f s on %s", len(features), key, features.shape[1], seconds, where)
     return sdata if copy else None
 
 
@@ -203,7 +216,9 @@ def _in_memory(plan: Plan, precision: Precision) -> NDArray[np.float16]:
     return features
 
 
-def _in_store(plan: Plan, store: FeatureStore, about: dict[str, Any], precision: Precision) -> da.Array:
+def _in_store(
+    plan: Plan, store: FeatureStore, about: dict[str, Any], precision: Precision, cluster: Cluster | None
+) -> da.Array:
     made_of = {name: about[name] for name in MADE_OF if name in about} | {"precision": precision}
     store.check(made_of)
     if store.is_complete:
@@ -214,6 +229,9 @@ def _in_store(plan: Plan, store: FeatureStore, about: dict[str, Any], precision:
         n_done = store.n_done
         if n_done:
             log.info("%d cells are in %s; going on from there", n_done, store.path)
+        if cluster is not None:
+            cluster.fill(plan, store, made_of, precision)
+            return store.array()
         batches = plan.encoded(store.order, precision=precision, n_done=n_done)
         for _, features in with_progress(batches, len(store.order), n_done):
             store.append(features)

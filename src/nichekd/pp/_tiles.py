@@ -41,6 +41,9 @@ class TileCache:
         self._tiles: OrderedDict[Hashable, Future[NDArray[np.uint8]]] = OrderedDict()
         self._lock = Lock()
 
+    def __reduce__(self) -> tuple[type[TileCache], tuple[int]]:
+        return type(self), (self._n_bytes,)  # other processes decode for themselves
+
     def get(self, key: Hashable, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """The tile ``key``, from the cache or made now."""
         with self._lock:

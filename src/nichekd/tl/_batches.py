@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CELLS_PER_BLOCK = 32
+SQUARES_SEED = 0
 
 
 def spatial_batches(
@@ -59,12 +60,13 @@ def validation_part(
     *,
     share: float,
     margin: float,
-    rng: np.random.Generator,
     n_squares: int = 4,
 ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
     """Cells that train and cells that validate: squares of tissue, and a margin around them that does neither.
 
-    One region would hold few of the niches; scattered cells would share their surroundings with training cells.
+    One region would hold few of the niches; scattered cells would share their surroundings with training cells. The
+    squares are the same for the same cells, whatever the seed: an encoder and a student that read them one after the
+    other are validated on tissue that neither was trained on.
 
     Parameters
     ----------
@@ -76,8 +78,6 @@ def validation_part(
         Of the training cells, to validate on.
     margin
         µm around the squares whose cells do neither.
-    rng
-        Source of the squares' places.
     n_squares
         Squares, each around a random cell, of equally many cells.
 
@@ -90,7 +90,7 @@ def validation_part(
     if per_square == 0:
         return train, train[:0]
     inside, near = np.zeros(len(train), dtype=bool), np.zeros(len(train), dtype=bool)
-    for centre in here[rng.choice(len(train), n_squares, replace=False)]:
+    for centre in here[np.random.default_rng(SQUARES_SEED).choice(len(train), n_squares, replace=False)]:
         distance = np.abs(here - centre).max(axis=1)
         half_side = np.partition(distance, per_square - 1)[per_square - 1]
         inside |= distance <= half_side

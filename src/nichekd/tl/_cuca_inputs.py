@@ -125,7 +125,7 @@ def validation_cells(
         held_back = rng.random(len(train)) < share
         return train[~held_back], train[held_back]
     xy, _ = centres_by_library(adata, library_key)
-    return validation_part(xy, train, share=share, margin=margin, rng=rng)
+    return validation_part(xy, train, share=share, margin=margin)
 
 
 def _chosen(

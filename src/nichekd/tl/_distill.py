@@ -5,26 +5,22 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from nichekd._keys import Keys, Split
-from nichekd._record import notes, plain, record
+from nichekd._record import record
 from nichekd._resolve import get_table, split_of
-from nichekd.tl._inputs import check_n_niches, features_of, image_rep, neighborhood_index
-from nichekd.tl._teacher import Teacher, resolve_teacher
+from nichekd.tl._inputs import features_of, image_rep, neighborhood_index
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
     from spatialdata import SpatialData
 
-    from nichekd.models import Encoder, NicheStudent
+    from nichekd.models import NicheStudent
     from nichekd.models._neighborhood_transformer import Preset
     from nichekd.tl._fit import FitSettings
 
 log = logging.getLogger(__name__)
-
-WHITEN_CELLS = 50_000
 
 
 def distill(
@@ -36,6 +32,7 @@ def distill(
     split_key: str = Keys.SPLIT,
     temperature: float | Literal["auto"] = "auto",
     student: NicheStudent | None = None,
+    embedding: str | None = None,
     seed: int = 0,
     key_added: str = Keys.NICHE,
     preset: Preset = "pooling",
@@ -76,6 +73,9 @@ def distill(
         are those it needs; the teacher has to have its niches, by its names, as labels of a pathologist do or logits of
         the same model, not of a :func:`nichekd.tl.nolan` of this section alone, whose niches are others. ``preset`` and
         ``sizes`` are the student's.
+    embedding
+        ``obsm`` key of what the teacher made its niches of, such as ``"X_scVI"``: the student learns to tell its mean
+        over the neighborhood too, of unit variance, by a head that it leaves behind; default the niches alone.
     seed
         Same seed, same CPU, same labels.
     key_added
@@ -119,8 +119,7 @@ def distill(
     >>> nk.pp.histology_features(sdata, encoder="color")
     >>> student = nk.tl.distill(sdata, K=5)  # doctest: +SKIP
     """
-    from nichekd.models import NeighborhoodConfig, NicheStudent
-    from nichekd.models._student import StudentConfig
+    from nichekd.tl._distill_setup import embedding_of, new_student, teacher_of, temperature_of
     from nichekd.tl._fine_tune import in_its_niches, require_student, require_teacher, taught_again
     from nichekd.tl._fit import FitSettings, fit_student
     from nichekd.tl._loop import seeded
@@ -140,7 +139,7 @@ def distill(
         use_rep = student_rep(data, earlier, use_rep, device=device, table_key=table_key)
         index = student_neighborhoods(data, earlier, split_key=split_key, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
-    target = _teacher_of(
+    target = teacher_of(
         data, K, teacher, n_train=int(is_train.sum()), split_key=split_key, seed=seed, table_key=table_key
     )
     if earlier is not None:
@@ -152,99 +151,30 @@ def distill(
             f"None of the {is_train.sum():,} training cells has a target; {target.teaches.sum():,} other cells have. "
             "Choose another teacher= or another split."
         )
-    tau = _temperature(temperature, target, train)
+    tau = temperature_of(temperature, target, train)
     fit = fit or FitSettings()
-    rng = np.random.default_rng(seed)
     facts = {"n_cells": len(train), "seed": seed, "teacher": teacher if isinstance(teacher, str) else "array"}
     with seeded(seed):
         if earlier is None:
-            described = plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {}))
-            n_components = min(fit.n_components, features.shape[1])
-            student = NicheStudent(
-                StudentConfig(
-                    n_features=features.shape[1],
-                    network=NeighborhoodConfig.preset(preset, n_components, **(sizes or {})),
-                    niche_names=target.names,
-                    niche_colors=target.colors,
-                    radius=index.radius,
-                    temperature=tau,
-                    features=described,
-                    training=facts,
-                ),
-                encoder=_own_encoder(described),
-            )
-            sample = train if len(train) <= WHITEN_CELLS else np.sort(rng.choice(train, WHITEN_CELLS, replace=False))
-            student.whiten.fit(np.asarray(features[sample]), seed=seed)
+            student = new_student(
+                adata, features, use_rep, target, train, radius=index.radius, temperature=tau, training=facts,
+                preset=preset, sizes=sizes or {}, n_components=fit.n_components, seed=seed,
+            )  # fmt: skip
         else:
             student = taught_again(earlier, temperature=tau, training=facts)
+        components = student.whiten.rows(features)
         history, held_out = fit_student(
-            student, index, features, target.logits, train, fit=fit, seed=seed, device=device
-        )
+            student, index, components, target.logits, train, embedding=embedding_of(adata, embedding, index, train),
+            fit=fit, seed=seed, device=device,
+        )  # fmt: skip
     student.history = history.columns
     remember_training(
-        data, adata, student, index, features, train=train, groups=target.logits[train].argmax(1), use_rep=use_rep, seed=seed
+        data, adata, student, index, components, train=train, groups=target.logits[train].argmax(1), use_rep=use_rep, seed=seed
     )  # fmt: skip
-    write_student_niches(adata, student, index, features, device=device, key_added=key_added)
+    write_student_niches(adata, student, index, components, device=device, key_added=key_added)
     record(
         adata, "distill" if key_added == Keys.NICHE else f"distill_{key_added}", seconds=time.perf_counter() - started, K=student.n_niches, use_rep=use_rep,
-        teacher=teacher if isinstance(teacher, str) else "array", temperature=tau, seed=seed, preset=preset,
+        teacher=teacher if isinstance(teacher, str) else "array", temperature=tau, seed=seed, preset=preset, embedding=embedding,
         n_train=len(train), history=history.arrays(), held_out=held_out and held_out.to_dict(),
     )  # fmt: skip
     return student
-
-
-def _teacher_of(
-    data: AnnData | SpatialData,
-    K: int | None,
-    teacher: Any,
-    *,
-    n_train: int,
-    split_key: str,
-    seed: int,
-    table_key: str,
-) -> Teacher:
-    """The teacher, trained here where it is the default one and missing; K checked against it."""
-    adata = get_table(data, table_key)
-    if K is not None:
-        K = check_n_niches(K, n_train)
-    if isinstance(teacher, str) and teacher == Keys.logits(Keys.TEACHER) and teacher not in adata.obsm:
-        from nichekd.tl._nolan import nolan
-
-        log.info("no teacher yet: training NOLAN")
-        nolan(data, 10 if K is None else K, split_key=split_key, seed=seed, table_key=table_key)
-    target = resolve_teacher(adata, teacher)
-    if K is not None and len(target.names) != K:
-        raise ValueError(
-            f"K={K}, but the teacher {teacher if isinstance(teacher, str) else 'array'} has {len(target.names)} niches. "
-            f"Leave K out, or train another: nk.tl.nolan(data, K={K})."
-        )
-    return target
-
-
-def _temperature(temperature: float | Literal["auto"], target: Teacher, train: NDArray[np.integer]) -> float:
-    if temperature == "auto":
-        if target.temperature is not None:
-            return target.temperature
-        from nichekd.models._distillation import matched_temperature
-
-        return matched_temperature(torch.from_numpy(target.logits[train]))
-    if isinstance(temperature, str) or not np.isfinite(temperature) or temperature <= 0:
-        raise ValueError(f"temperature={temperature!r}; it has to be positive, or 'auto'.")
-    return float(temperature)
-
-
-def _own_encoder(described: dict[str, Any]) -> Encoder | None:
-    """The encoder of these features if it was trained here, so that no registry has it and it has to travel along."""
-    from nichekd.models import get_encoder
-    from nichekd.tl._gene_aware_encoder import NAME
-
-    if described.get("encoder") != NAME:
-        return None
-    try:
-        encoder = get_encoder(NAME)
-    except ValueError:
-        encoder = None
-    if encoder is None or encoder.fingerprint != described.get("fingerprint"):
-        log.warning("the gene-aware encoder of these features is not in this session: the student goes without it")
-        return None
-    return encoder

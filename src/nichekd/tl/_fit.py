@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from nichekd._settings import settings as package_settings
@@ -46,8 +48,10 @@ class FitSettings:
         Share of the training cells held back, as squares of tissue; 0 trains on all for ``max_epochs``.
     n_components
         Principal components of the features that the student reads, see :class:`nichekd.models.Whiten`.
+    embedding_weight
+        Of the error of the teacher's embedding beside the loss of its niches; read with ``embedding=`` only.
     feature_dropout
-        Share of feature dimensions that a step does without.
+        Share of components that a step does without.
     rotate
         Turn and mirror neighborhoods at random: tissue has no up.
     """
@@ -62,6 +66,7 @@ class FitSettings:
     patience: int = 6
     validation: float = 0.1
     n_components: int = 64
+    embedding_weight: float = 0.3
     feature_dropout: float = 0.1
     rotate: bool = True
 
@@ -69,10 +74,11 @@ class FitSettings:
 def fit_student(
     student: NicheStudent,
     index: NeighborhoodIndex,
-    features: Any,
+    components: NDArray[np.float32],
     targets: NDArray[np.floating],
     train: NDArray[np.integer],
     *,
+    embedding: NDArray[np.floating] | None = None,
     fit: FitSettings,
     seed: int,
     device: str | None = None,
@@ -84,8 +90,10 @@ def fit_student(
 
     Parameters
     ----------
-    index, features
-        Neighborhoods, and feature rows (n, F) in memory or lazy.
+    index, components
+        Neighborhoods, and the student's whitened features (n, C).
+    embedding
+        What the teacher makes its niches of, (n, E), to be learned beside them; none without.
     fit, seed, device
         Settings, seed, and Fabric's accelerator.
 
@@ -94,10 +102,9 @@ def fit_student(
     The history of the first run, and its logits of what it was validated on, which calibrate the probabilities.
     """
     fabric = make_fabric(device)
-    rng = np.random.default_rng(seed)
-    fitted, held_back = validation_part(index.xy, train, share=fit.validation, margin=index.radius, rng=rng)
+    fitted, held_back = validation_part(index.xy, train, share=fit.validation, margin=index.radius)
     start = copy.deepcopy(student.state_dict())
-    run = _Run(fabric, student, index, features, targets, fit, seed)
+    run = _Run(fabric, student, index, components, targets, embedding, fit, seed)
     history = run.epochs(fitted, held_back)
     if len(held_back):
         n_epochs = int(np.argmin(history.columns["validation_loss"])) + 1
@@ -108,6 +115,20 @@ def fit_student(
     return history, HeldOut(held_back, run.best_logits) if run.best_logits is not None else None
 
 
+class Pupil(nn.Module):
+    """The student in training: with a head for the teacher's embedding, (B, E), which it leaves behind afterwards."""
+
+    def __init__(self, student: NicheStudent, n_embedding: int) -> None:
+        super().__init__()
+        self.student = student
+        self.beside = nn.Linear(student.config.network.d_model, n_embedding) if n_embedding else None
+
+    def forward(self, batch: NeighborhoodBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits (B, K) and embedding (B, E), of whitened features."""
+        embedding = self.student.backbone(batch)
+        return self.student.classify(embedding), None if self.beside is None else self.beside(embedding)
+
+
 class _Run:
     """What the epochs of one training share."""
 
@@ -116,13 +137,14 @@ class _Run:
         fabric: Fabric,
         student: NicheStudent,
         index: NeighborhoodIndex,
-        features: Any,
+        components: NDArray[np.float32],
         targets: NDArray[np.floating],
+        embedding: NDArray[np.floating] | None,
         fit: FitSettings,
         seed: int,
     ) -> None:
-        self.fabric, self.student, self.index, self.features = fabric, student, index, features
-        self.targets, self.fit, self.seed = targets, fit, seed
+        self.fabric, self.student, self.index, self.components = fabric, student, index, components
+        self.targets, self.embedding, self.fit, self.seed = targets, embedding, fit, seed
         self.lowest_loss = math.inf
         self.best_logits: NDArray[np.float32] | None = None  # of the validation cells, at the lowest loss
 
@@ -133,8 +155,9 @@ class _Run:
         fit, history = self.fit, History()
         steps = max(1, round(len(train) / fit.batch_size))
         limit = max(fit.max_epochs, math.ceil(fit.min_steps / steps))
-        optimizer = torch.optim.AdamW(self.student.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
-        network, optimizer = self.fabric.setup(self.student, optimizer)
+        pupil = Pupil(self.student, 0 if self.embedding is None else self.embedding.shape[1])
+        optimizer = torch.optim.AdamW(pupil.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
+        network, optimizer = self.fabric.setup(pupil, optimizer)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step / (limit * steps), fit.warmup)
         )
@@ -159,15 +182,26 @@ class _Run:
 
     def loss(self, network: Any, cells: NDArray[np.integer], generator: torch.Generator) -> torch.Tensor:
         """Of one batch."""
-        batch = augment(self.index.batch(cells, self.features), self.fit, generator).to(self.fabric.device)
-        target = torch.as_tensor(self.targets[cells], dtype=torch.float32, device=self.fabric.device)
-        return distillation_loss(network(batch), target, self.student.config.temperature)
+        batch = augment(self.index.batch(cells, self.components), self.fit, generator).to(self.fabric.device)
+        tau = self.student.config.temperature
+        logits, embedding = network(batch)
+        loss = distillation_loss(logits, self.wanted(self.targets, cells), tau)
+        if self.embedding is None:
+            return loss
+        error = F.smooth_l1_loss(embedding, self.wanted(self.embedding, cells))
+        return loss + self.fit.embedding_weight * tau**2 * error  # the distillation's loss has that factor
+
+    def wanted(self, values: NDArray[np.floating], cells: NDArray[np.integer]) -> torch.Tensor:
+        """Rows of a target, on the device."""
+        return torch.as_tensor(values[cells], dtype=torch.float32, device=self.fabric.device)
 
     def scores(self, validation: NDArray[np.integer]) -> dict[str, float]:
         """Of the validation cells, where there are any."""
         if not len(validation):
             return {}
-        logits = predict_logits(self.student, self.index, self.features, validation, device=self.fabric.device)
+        logits = predict_logits(
+            self.student, self.index, self.components, validation, device=self.fabric.device, forward=self.student.read
+        )
         found = validation_scores(logits, self.targets[validation], self.student.config.temperature)
         if found["validation_loss"] < self.lowest_loss:
             self.lowest_loss, self.best_logits = found["validation_loss"], logits
@@ -180,7 +214,7 @@ class _Run:
 
 
 def augment(batch: NeighborhoodBatch, fit: FitSettings, generator: torch.Generator) -> NeighborhoodBatch:
-    """Turn and mirror each neighborhood, and drop feature dimensions; the niche stays the same."""
+    """Turn and mirror each neighborhood, and drop components; the niche stays the same."""
     features, offset = batch.features, batch.offset
     if fit.rotate:
         offset = offset @ random_rotations(len(offset), generator)

@@ -10,8 +10,10 @@ from nichekd._keys import Keys, Split
 from nichekd._record import record
 from nichekd._resolve import centres_um, get_table, split_of
 from nichekd.tl._inputs import features_of, neighborhood_index
+from nichekd.tl._teacher import resolve_teacher
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -30,6 +32,7 @@ def gene_aware_encoder(
     *,
     encoder: str = "small_cnn",
     target: str = Keys.SCVI,
+    teacher: str | None = None,
     split_key: str = Keys.SPLIT,
     seed: int = 0,
     n_clusters: int = 16,
@@ -57,6 +60,10 @@ def gene_aware_encoder(
         convolutional model of timm from nothing.
     target
         ``obsm`` key of the expression latent, (n, d).
+    teacher
+        ``obsm`` key of a teacher's logits or probabilities, or ``obs`` key of labels, as in :func:`nichekd.tl.distill`:
+        the encoder learns to tell its softened niches too, which distils them into the encoder itself, beside the
+        expression. Features made so are for this teacher alone; default none.
     split_key
         Column of ``obs`` with ``train`` cells; absent by its default name, all cells train.
     seed
@@ -83,7 +90,7 @@ def gene_aware_encoder(
     Raises
     ------
     KeyError
-        If ``target``, the image or a named split is missing.
+        If ``target``, ``teacher``, the image or a named split is missing.
     ValueError
         If the backbone has no maps at strides 8, 16 and 32, or the targets are NaN.
     TypeError
@@ -103,7 +110,7 @@ def gene_aware_encoder(
     from nichekd.pp._crops import CropReader
     from nichekd.tl._gene_aware_fit import CropTask, GeneAwareSettings, fit_gene_aware
     from nichekd.tl._loop import seeded
-    from nichekd.tl._nolan_fit import neighborhood_means
+    from nichekd.tl._neighborhood_means import neighborhood_means
 
     started = time.perf_counter()
     adata = get_table(sdata, table_key)
@@ -113,15 +120,16 @@ def gene_aware_encoder(
         pp.expression_features(sdata, split_key=split_key, seed=seed, table_key=table_key)
     latent = np.asarray(features_of(adata, target, run="nk.pp.expression_features"), dtype=np.float32)
     index = neighborhood_index(sdata, split_key=split_key, table_key=table_key)
-    around = neighborhood_means(index, latent, np.arange(len(latent)))
+    around = neighborhood_means(index, latent)
     clusters, n_clusters = _clusters(latent, train, n_clusters, seed)
+    niches = None if teacher is None else _niche_probabilities(adata, teacher, train)
     reader = CropReader(image, crop_px=crop_px)
     targets = np.concatenate([_unit(latent, train), _unit(around, train)], axis=1)
     with seeded(seed):
-        ready = _start(encoder, targets.shape[1], n_clusters)
+        ready = _start(encoder, targets.shape[1], n_clusters, 0 if niches is None else niches.shape[1])
         history = fit_gene_aware(
             ready,
-            CropTask(reader, image.xy_px, targets, clusters),
+            CropTask(reader, image.xy_px, targets, clusters, niches),
             centres_um(adata),
             train,
             margin=crop_px / 2 * image.mpp,
@@ -133,12 +141,12 @@ def gene_aware_encoder(
     register_encoder(NAME, lambda weights: ready, overwrite=True)
     record(
         adata, "gene_aware_encoder", seconds=time.perf_counter() - started, encoder=encoder, target=target, seed=seed,
-        n_clusters=n_clusters, fingerprint=ready.fingerprint, history=history.arrays(),
+        n_clusters=n_clusters, teacher=teacher, fingerprint=ready.fingerprint, history=history.arrays(),
     )  # fmt: skip
     return ready
 
 
-def _start(name: str, n_targets: int, n_clusters: int) -> Encoder:
+def _start(name: str, n_targets: int, n_clusters: int, n_niches: int) -> Encoder:
     """The untrained encoder, its backbone at the weights of the encoder ``name`` where that has some."""
     from nichekd.models import Encoder, get_encoder
     from nichekd.models._gene_aware import SMALL_CNN, GeneAwareNetwork
@@ -146,6 +154,8 @@ def _start(name: str, n_targets: int, n_clusters: int) -> Encoder:
     pretrained = None if name == SMALL_CNN else get_encoder(name)
     backbone = name if pretrained is None else str(pretrained.architecture_kwargs.get("name", name))
     kwargs: dict[str, Any] = {"backbone": backbone, "n_targets": n_targets, "n_clusters": n_clusters}
+    if n_niches:
+        kwargs["n_niches"] = n_niches
     module = GeneAwareNetwork(**kwargs)
     ready = Encoder(
         NAME, module, license="none", bf16_on=("cuda", "cpu"), architecture="gene_aware", architecture_kwargs=kwargs
@@ -169,6 +179,20 @@ def _unit(values: NDArray[np.float32], train: NDArray[np.integer]) -> NDArray[np
     """Columns of mean 0 and standard deviation 1 on the training cells."""
     here = values[train]
     return ((values - here.mean(0)) / np.maximum(here.std(0), 1e-6)).astype(np.float32)
+
+
+def _niche_probabilities(adata: AnnData, teacher: str, train: NDArray[np.integer]) -> NDArray[np.float32]:
+    """The teacher's niches as the student is taught them, (n, K); 0 where it doesn't teach."""
+    import torch
+
+    from nichekd.models._distillation import matched_temperature
+
+    target = resolve_teacher(adata, teacher)
+    teaching = train[target.teaches[train]]
+    if not len(teaching):
+        raise ValueError(f"The teacher {teacher!r} has a target for none of the {len(train):,} training cells.")
+    tau = target.temperature or matched_temperature(torch.from_numpy(target.logits[teaching]))
+    return np.nan_to_num(torch.softmax(torch.from_numpy(target.logits / tau), dim=1).numpy())
 
 
 def _clusters(

@@ -47,8 +47,8 @@ class GeneAwareSettings:
         Crops a step.
     learning_rate, backbone_learning_rate, weight_decay, clip, warmup
         AdamW's; a pretrained backbone moves slower.
-    cluster_weight
-        Of the cross-entropy of clusters beside the error of the targets.
+    cluster_weight, niche_weight
+        Of the cross-entropy of clusters, and of a teacher's niches, beside the error of the targets.
     validation, patience
         Share of the training cells held back, as squares of tissue, and epochs without a lower loss there after which
         training stops. Sections of fewer than 10,000 training cells need them all, and are trained to the end.
@@ -65,6 +65,7 @@ class GeneAwareSettings:
     clip: float = 5.0
     warmup: float = 0.15
     cluster_weight: float = 0.3
+    niche_weight: float = 0.3
     validation: float = 0.1
     patience: int = 5
     augmentation: CropAugmentation = CropAugmentation()
@@ -82,17 +83,20 @@ class CropTask:
         Cell centres in the crops' pixels, (n, 2), column and row.
     targets, clusters
         (n, T) of unit variance, and (n,).
+    niches
+        A teacher's probabilities, (n, K), all 0 for cells that don't teach; ``None`` without a teacher.
     """
 
     reader: CropReader
     xy_px: NDArray[np.float64]
     targets: NDArray[np.float32]
     clusters: NDArray[np.int64]
+    niches: NDArray[np.float32] | None = None
 
     def batch(
         self, anchors: NDArray[np.integer], members: list[NDArray[np.integer]]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Crops (b, 3, p, p), points (b, m, 2), where there is one (b, m), and targets and clusters of those, flat."""
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Crops (b, 3, p, p), points (b, m, 2), where there is one (b, m), and what is wanted of those, flat."""
         size = max(len(cells) for cells in members)
         points = np.zeros((len(anchors), size, 2), dtype=np.float32)
         there = np.zeros((len(anchors), size), dtype=bool)
@@ -105,8 +109,7 @@ class CropTask:
             torch.from_numpy(self.reader.read(np.asarray(anchors, dtype=np.int64))),
             torch.from_numpy(points),
             torch.from_numpy(there),
-            torch.from_numpy(self.targets[cells]),
-            torch.from_numpy(self.clusters[cells]),
+            [torch.from_numpy(w[cells]) for w in (self.targets, self.clusters, self.niches) if w is not None],
         )
 
 
@@ -139,7 +142,7 @@ def fit_gene_aware(
     fabric = make_fabric(device)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     share = fit.validation if len(train) >= ENOUGH_TO_HOLD_BACK else 0.0
-    fitted, held_back = validation_part(xy, train, share=share, margin=margin, rng=rng)
+    fitted, held_back = validation_part(xy, train, share=share, margin=margin)
     network: Any = encoder.module
     network.requires_grad_(True)
     network.to(memory_format=torch.channels_last)  # a quarter faster, on CPUs too
@@ -168,7 +171,7 @@ def fit_gene_aware(
         network.train()
         losses = []
         for anchors, members in sampler.batches(n_crops, fit.batch_size):
-            crops, points, there, *wanted = task.batch(anchors, members)
+            crops, points, there, wanted = task.batch(anchors, members)
             crops, points = fit.augmentation(crops, points, generator)
             loss = loss_of(wrapped, encoder, crops, points, there, wanted, fit)
             optimizer.zero_grad(set_to_none=True)
@@ -225,7 +228,7 @@ class CropSampler:
         total = 0.0
         for start in range(0, len(self.cells), 64):
             cells = self.cells[start : start + 64]
-            crops, points, there, *wanted = self.task.batch(cells, [cells[i : i + 1] for i in range(len(cells))])
+            crops, points, there, wanted = self.task.batch(cells, [cells[i : i + 1] for i in range(len(cells))])
             total += loss_of(network, encoder, crops, points, there, wanted, fit).item() * len(cells)
         return total / len(self.cells)
 
@@ -239,9 +242,12 @@ def loss_of(
     wanted: list[Tensor],
     fit: GeneAwareSettings,
 ) -> Tensor:
-    """Smooth L1 of the targets, and the clusters' cross-entropy."""
+    """Smooth L1 of the targets, and cross-entropy of the clusters and, with a teacher, of its softened niches."""
     pixels = encoder.normalise(crops)
     embedding = network.at(pixels, points.to(pixels.device))[there.to(pixels.device)]  # (cells, d)
-    targets, clusters = network.predict(embedding)
-    error = F.smooth_l1_loss(targets, wanted[0].to(pixels.device))
-    return error + fit.cluster_weight * F.cross_entropy(clusters, wanted[1].to(pixels.device))
+    found = network.predict(embedding)
+    targets, *classes = (part.to(pixels.device) for part in wanted)
+    loss = F.smooth_l1_loss(found[0], targets)
+    for weight, logits, truth in zip((fit.cluster_weight, fit.niche_weight), found[1:], classes, strict=False):
+        loss = loss + weight * F.cross_entropy(logits, truth)
+    return loss

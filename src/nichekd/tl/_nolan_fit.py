@@ -18,6 +18,7 @@ from nichekd.models._whiten import Whiten
 from nichekd.tl._batches import spatial_batches
 from nichekd.tl._kmeans import kmeans_partition
 from nichekd.tl._loop import History, make_fabric, seeded
+from nichekd.tl._neighborhood_means import neighborhood_means
 from nichekd.tl._prediction import predict_logits
 
 if TYPE_CHECKING:
@@ -194,17 +195,3 @@ def usage_entropy(labels: torch.Tensor | NDArray[np.integer], n_niches: int) -> 
     count = np.bincount(np.asarray(labels), minlength=n_niches)
     share = count[count > 0] / count.sum()
     return float(-(share * np.log(share)).sum() / np.log(n_niches))
-
-
-def neighborhood_means(index: NeighborhoodIndex, features: Any, cells: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Mean features over each cell's neighborhood, the cell included, (B, F)."""
-    out = np.empty((len(cells), features.shape[1]), dtype=np.float32)
-    for start in range(0, len(cells), 2048):
-        part = cells[start : start + 2048]
-        token, mask = index.tokens(part)
-        distinct, inverse = np.unique(token, return_inverse=True)
-        weight = np.zeros((len(part), len(distinct)), dtype=np.float32)
-        np.add.at(weight, (np.repeat(np.arange(len(part)), mask.sum(1)), inverse.reshape(token.shape)[mask]), 1.0)
-        rows = np.asarray(features[distinct], dtype=np.float32)
-        out[start : start + len(part)] = weight @ rows / weight.sum(1, keepdims=True)
-    return out

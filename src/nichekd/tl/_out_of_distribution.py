@@ -10,6 +10,7 @@ import numpy as np
 from nichekd._image import get_image
 from nichekd._keys import Keys
 from nichekd._record import notes
+from nichekd.tl._neighborhood_means import neighborhood_means
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROWS = 8192  # cells that are whitened at once
 FEWEST_LONE = 20  # cells apart from each other that a covariance is taken of; of fewer, it is all cells'
 N_CROPS = 256  # whose colours are looked at
 COLORS = ("density of red", "density of green", "density of blue", "red over green", "blue over green")
@@ -31,39 +31,12 @@ MANY_OOD = 0.1  # share of cells out of distribution; of training tissue it is 0
 PART_RADII = 4  # side of the squares that are left out together, in radii
 
 
-def neighborhood_means(student: NicheStudent, index: NeighborhoodIndex, features: Any) -> NDArray[np.float32]:
-    """Mean of the student's whitened features over each neighborhood, the centre included, (n, C).
-
-    Parameters
-    ----------
-    student
-        Whose components are taken.
-    index, features
-        Neighborhoods, and feature rows (n, F) in memory or lazy.
-    """
-    import torch
-    from scipy.sparse import csr_matrix
-
-    n = len(index.xy)
-    whitened = np.empty((n, student.config.network.n_features), dtype=np.float32)
-    with torch.inference_mode():
-        for start in range(0, n, ROWS):
-            rows = torch.from_numpy(np.asarray(features[start : start + ROWS], dtype=np.float32))
-            whitened[start : start + ROWS] = student.whiten(rows).numpy()
-    ones = np.ones(len(index.indices), dtype=np.float32)
-    graph = csr_matrix((ones, index.indices, index.indptr), shape=(n, n))
-    total = graph @ whitened
-    total += whitened
-    total /= index.sizes[:, None]
-    return total
-
-
 def remember_training(
     data: AnnData | SpatialData,
     adata: AnnData,
     student: NicheStudent,
     index: NeighborhoodIndex,
-    features: Any,
+    components: NDArray[np.float32],
     *,
     train: NDArray[np.integer],
     groups: NDArray[np.integer],
@@ -76,8 +49,8 @@ def remember_training(
     ----------
     data, adata
         What the student is taught on, and its table.
-    index, features
-        Neighborhoods, and feature rows (n, F).
+    index, components
+        Neighborhoods, and the student's whitened features (n, C).
     train, groups
         Training cells, (m,), and the teacher's niche of each, (m,).
     use_rep
@@ -87,7 +60,7 @@ def remember_training(
     """
     from nichekd.models import TrainingRange
 
-    means = neighborhood_means(student, index, features)[train]
+    means = neighborhood_means(index, components, train)
     xy = index.xy[train]
     column, row = np.floor(xy / (PART_RADII * index.radius)).astype(np.int64).T % 2
     found = TrainingRange.of(

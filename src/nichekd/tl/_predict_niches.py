@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import get_table, working_copy
 from nichekd.tl._inputs import features_of
-from nichekd.tl._out_of_distribution import neighborhood_means, slide_warnings
+from nichekd.tl._neighborhood_means import neighborhood_means
+from nichekd.tl._out_of_distribution import slide_warnings
 from nichekd.tl._student_inputs import check_features, find_cells, student_neighborhoods, student_rep
 from nichekd.tl._write_niches import write_labels
 
@@ -113,7 +114,13 @@ def predict_niches(
     check_features(adata, student, use_rep, features.shape[1])
     index = student_neighborhoods(data, student, split_key=split_key, table_key=table_key)
     write_student_niches(
-        adata, student, index, features, device=device, key_added=key_added, min_confidence=min_confidence
+        adata,
+        student,
+        index,
+        student.whiten.rows(features),
+        device=device,
+        key_added=key_added,
+        min_confidence=min_confidence,
     )
     parameters = {"K": student.n_niches, "use_rep": use_rep, "radius": student.config.radius}
     parameters |= {"min_confidence": min_confidence, "warnings": None}
@@ -131,7 +138,7 @@ def write_student_niches(
     adata: AnnData,
     student: NicheStudent,
     index: NeighborhoodIndex,
-    features: Any,
+    components: NDArray[np.float32],
     *,
     device: str | None,
     key_added: str = Keys.NICHE,
@@ -142,7 +149,7 @@ def write_student_niches(
     from nichekd.tl._prediction import predict_logits
 
     fabric = make_fabric(device)
-    logits = predict_logits(student, index, features, device=fabric.device, progress="predict")
+    logits = predict_logits(student, index, components, device=fabric.device, forward=student.read, progress="predict")
     student.to("cpu")
     adata.obsm[Keys.student(key_added)[0]] = logits
     entropy = write_probabilities(adata, student, logits, key_added=key_added)
@@ -154,7 +161,7 @@ def write_student_niches(
     write_labels(adata, key_added, codes, student.config.niche_names, n_niches=student.n_niches)
     adata.uns[Keys.colors(key_added)] = list(student.config.niche_colors)
     if student.training_range is not None:
-        means = neighborhood_means(student, index, features)
+        means = neighborhood_means(index, components)
         adata.obs[Keys.ood(key_added)] = student.training_range.score(means, index.sizes)
     elif Keys.ood(key_added) in adata.obs:
         del adata.obs[Keys.ood(key_added)]  # another student's

@@ -30,7 +30,7 @@ def predict_logits(
     cells: NDArray[np.integer] | None = None,
     *,
     device: torch.device | str = "cpu",
-    prepare: Callable[[NeighborhoodBatch], NeighborhoodBatch] | None = None,
+    forward: Callable[[NeighborhoodBatch], Tensor] | None = None,
     progress: str | None = None,
 ) -> NDArray[np.float32]:
     """Logits (B, K) of ``cells`` (B,), or of all.
@@ -44,13 +44,14 @@ def predict_logits(
         Reads a batch of neighborhoods, gives logits; set to evaluation mode here.
     index, features
         Neighborhoods, and feature rows (n, F) in memory or lazy.
-    prepare
-        What is done to a batch before the network.
+    forward
+        What is called with a batch, a method of ``network``; default the network itself.
     progress
         Label of a progress bar; none without.
     """
     training = network.training
     network.eval().to(device)
+    forward = forward or network
     cells = np.arange(len(index.xy)) if cells is None else cells
     ordered = prediction_order(index.xy[cells])
     sizes = index.sizes[cells]
@@ -62,7 +63,7 @@ def predict_logits(
         region = region[np.argsort(sizes[region], kind="stable")]
         for place in np.array_split(region, max(1, -(-len(region) // BATCH))):
             batch = index.batch(cells[place], features).to(torch.device(device))
-            parts.append(network(prepare(batch) if prepare else batch).float())
+            parts.append(forward(batch).float())
             places.append(place)
             bar.update(len(place))
     bar.close()

@@ -41,7 +41,7 @@ def fit_rank_by_gene(
     Mean loss and terms, and the order agreement of the held-back cells, an entry an epoch.
     """
     rng, everyone = np.random.default_rng(seed), np.arange(len(task.library))
-    fitted, held_back = validation_part(task.xy, everyone, share=fit.validation, margin=fit.margin, rng=rng)
+    fitted, held_back = validation_part(task.xy, everyone, share=fit.validation, margin=fit.margin)
     check = HeldBack(task, held_back, rng) if len(held_back) >= FEWEST_HELD_BACK else None
     run = _Run(network, task, losses, fitted if check else everyone, fit, rng, seed, device)
     if check:

@@ -1,0 +1,216 @@
+"""The folder of a prediction: what is done stays done, and one run at a time writes to it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from nichekd.cli import _data
+from nichekd.cli._errors import is_full_disk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+FORMAT = 1
+MAP, CELLS, GEOJSON, RESULT, REPORT = "niches.png", "cells.parquet", "niches.geojson", "result.zarr", "report.html"
+RESULTS = (MAP, CELLS, GEOJSON, RESULT, REPORT)
+RUN, WORK, LOCK = "run.json", "work", "run.lock"
+NUCLEI, FEATURES = "nuclei.zarr", "features"  # in WORK; what a killed run leaves to the next
+
+
+class RunFolder:
+    """Results; ``run.json``, what they were made of; and ``work/`` until they are finished.
+
+    A finished run has its ``run.json`` beside the results, one that goes on has it in ``work/``. Results are made in
+    ``work/`` and moved, so that those in the folder are whole.
+
+    Parameters
+    ----------
+    path
+        The folder; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.work = path / WORK
+
+    def check_free(self) -> None:
+        """Refuse a folder with results.
+
+        Raises
+        ------
+        FileExistsError
+            If a run is finished there, or something else has left results of these names.
+        NotADirectoryError
+            If the path is a file.
+        """
+        if self.path.is_file():
+            raise NotADirectoryError(f"--out {self.path} is a file; name a folder, or an ending: .zarr or .h5ad.")
+        if (self.path / RUN).exists():
+            raise FileExistsError(
+                f"{self.path} holds a finished run{_shown(read_run(self.path))}. Name another --out, or add --overwrite."
+            )
+        there = [name for name in RESULTS if (self.path / name).exists()]
+        if there and not (self.work / RUN).exists():
+            raise FileExistsError(
+                f"There already: {', '.join(there)} in {self.path}. Name another --out, or add --overwrite."
+            )
+
+    @contextmanager
+    def writing(self, made_of: Mapping[str, tuple[str, str]], *, overwrite: bool) -> Iterator[None]:
+        """Hold the folder against other runs; the lock ends with the process that holds it, however that ends.
+
+        Parameters
+        ----------
+        made_of
+            What tells this run from others: fingerprint, and what a reader calls it.
+        overwrite
+            Replace what a finished run, or one of something else, has left.
+
+        Raises
+        ------
+        FileExistsError
+            If another run is writing to it, or one has finished.
+        ValueError
+            If an unfinished run of something else is there.
+        OSError
+            If the disk is full; says that the same call goes on.
+        """
+        from filelock import FileLock, Timeout
+
+        is_new = not self.path.exists()
+        with self._room():
+            self.work.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.work / LOCK, timeout=0)
+            try:
+                lock.acquire()
+            except Timeout as err:
+                raise FileExistsError(
+                    f"Another run is writing to {self.path}. Wait until it is done, or name another --out."
+                ) from err
+            try:
+                self._claim(made_of, overwrite=overwrite)
+                yield
+            finally:
+                if (self.path / RUN).exists() or not self._kept():  # finished, or failed before anything was done
+                    shutil.rmtree(self.work, ignore_errors=True)
+                lock.release()
+                if is_new and self.path.is_dir() and not any(self.path.iterdir()):
+                    self.path.rmdir()
+
+    @contextmanager
+    def keeping(self, name: str) -> Iterator[Path]:
+        """Where to write what the next run takes up; there under its name once it is whole."""
+        new = self.work / f"new-{name}"
+        _data.remove(new)
+        yield new
+        new.replace(self.work / name)
+
+    @contextmanager
+    def result(self, name: str) -> Iterator[Path]:
+        """Where to write a result; moved to the folder once it is whole."""
+        new = self.work / name
+        _data.remove(new)
+        yield new
+        _data.remove(self.path / name)
+        new.replace(self.path / name)
+
+    def finish(self, **about: Any) -> None:
+        """Note that all results are there."""
+        manifest = json.loads((self.work / RUN).read_text(encoding="utf-8"))
+        _write_json(self.path / RUN, manifest | about | {"finished": now()})
+
+    def _claim(self, made_of: Mapping[str, tuple[str, str]], *, overwrite: bool) -> None:
+        """Go on with what is there, or start anew."""
+        goes_on = self._kept() and not (self.path / RUN).exists()
+        if goes_on and not overwrite:
+            self._check_same(made_of)
+        elif goes_on:
+            goes_on = not self._differs(made_of)
+        if not goes_on:
+            if not overwrite:
+                self.check_free()  # another run may have finished since this one looked
+            for name in (RUN, *RESULTS):
+                _data.remove(self.path / name)
+            for path in self.work.iterdir():
+                if path.name != LOCK:
+                    _data.remove(path)
+        shown = {name: list(pair) for name, pair in made_of.items()}
+        _write_json(self.work / RUN, {"format": FORMAT, "started": now(), "made_of": shown})
+
+    def _check_same(self, made_of: Mapping[str, tuple[str, str]]) -> None:
+        if differ := self._differs(made_of):
+            raise ValueError(
+                f"{self.path} holds an unfinished run of something else: {'; '.join(differ)}. Name another --out, or "
+                "add --overwrite."
+            )
+
+    def _differs(self, made_of: Mapping[str, tuple[str, str]]) -> list[str]:
+        """Sentences on what is another than in the run that is there."""
+        found = (read_run(self.work) or {}).get("made_of", {})
+        return [
+            f"{name} is {_named(found.get(name))} there and {_named(made_of.get(name))} now"
+            for name in sorted({*found, *made_of})
+            if (found.get(name) or [None])[0] != (made_of.get(name) or [None])[0]
+        ]
+
+    def _kept(self) -> bool:
+        return any((self.work / name).exists() for name in (NUCLEI, FEATURES))
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Say of a full disk that nothing is lost."""
+        try:
+            yield
+        except OSError as err:
+            if not is_full_disk(err):
+                raise
+            full = OSError(errno.ENOSPC, "No space left on device", str(self.path))
+            full.add_note("What is finished is kept; once there is room, the same call goes on from there.")
+            raise full from err
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """``run.json`` of a folder; ``None`` where there is none.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or of a later format.
+    """
+    path = folder / RUN
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise ValueError(f"{path} is damaged ({err}). Name another --out, or remove {folder}.") from err
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("made_of"), dict):
+        raise ValueError(f"{path} is none of this version of nichekd. Name another --out, or remove {folder}.")
+    return found
+
+
+def now() -> str:
+    """The time, with its zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _named(pair: Any) -> str:
+    return "none" if not pair else f"{pair[1]!r} ({pair[0]})" if pair[0] != pair[1] else repr(pair[1])
+
+
+def _shown(run: dict[str, Any] | None) -> str:
+    parts = [f"{name} {pair[1]}" for name, pair in (run or {}).get("made_of", {}).items() if name in ("slide", "student")]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """All or nothing."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    new.replace(path)

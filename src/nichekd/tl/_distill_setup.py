@@ -1,0 +1,147 @@
+"""What a distillation starts from: the teacher, its temperature and embedding, and a student that knows nothing yet."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from nichekd._keys import Keys
+from nichekd._record import notes, plain
+from nichekd._resolve import get_table
+from nichekd.tl._inputs import check_n_niches, features_of
+from nichekd.tl._neighborhood_means import neighborhood_means
+from nichekd.tl._teacher import Teacher, resolve_teacher
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from nichekd.models import Encoder, NeighborhoodIndex, NicheStudent
+    from nichekd.models._neighborhood_transformer import Preset
+
+log = logging.getLogger(__name__)
+
+WHITEN_CELLS = 50_000
+
+
+def new_student(
+    adata: AnnData,
+    features: Any,
+    use_rep: str,
+    target: Teacher,
+    train: NDArray[np.integer],
+    *,
+    radius: float,
+    temperature: float,
+    training: dict[str, Any],
+    preset: Preset,
+    sizes: dict[str, Any],
+    n_components: int,
+    seed: int,
+) -> NicheStudent:
+    """A student that has seen nothing but how the training cells' features vary.
+
+    Parameters
+    ----------
+    features, use_rep
+        Feature rows (n, F), and their key.
+    target, train
+        The teacher, and the cells that it teaches.
+    radius, temperature, training
+        For the student's config.
+    preset, sizes, n_components
+        Of its network, and how many components of the features it reads.
+    seed
+        Of the sample that the components are found on.
+    """
+    from nichekd.models import NeighborhoodConfig, NicheStudent
+    from nichekd.models._student import StudentConfig
+
+    described = plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {}))
+    config = StudentConfig(
+        n_features=features.shape[1],
+        network=NeighborhoodConfig.preset(preset, min(n_components, features.shape[1]), **sizes),
+        niche_names=target.names,
+        niche_colors=target.colors,
+        radius=radius,
+        temperature=temperature,
+        features=described,
+        training=training,
+    )
+    student = NicheStudent(config, encoder=_own_encoder(described))
+    rng = np.random.default_rng(seed)
+    sample = train if len(train) <= WHITEN_CELLS else np.sort(rng.choice(train, WHITEN_CELLS, replace=False))
+    student.whiten.fit(np.asarray(features[sample]), seed=seed)
+    return student
+
+
+def teacher_of(
+    data: AnnData | SpatialData,
+    K: int | None,
+    teacher: Any,
+    *,
+    n_train: int,
+    split_key: str,
+    seed: int,
+    table_key: str,
+) -> Teacher:
+    """The teacher, trained here where it is the default one and missing; K checked against it."""
+    adata = get_table(data, table_key)
+    if K is not None:
+        K = check_n_niches(K, n_train)
+    if isinstance(teacher, str) and teacher == Keys.logits(Keys.TEACHER) and teacher not in adata.obsm:
+        from nichekd.tl._nolan import nolan
+
+        log.info("no teacher yet: training NOLAN")
+        nolan(data, 10 if K is None else K, split_key=split_key, seed=seed, table_key=table_key)
+    target = resolve_teacher(adata, teacher)
+    if K is not None and len(target.names) != K:
+        raise ValueError(
+            f"K={K}, but the teacher {teacher if isinstance(teacher, str) else 'array'} has {len(target.names)} niches. "
+            f"Leave K out, or train another: nk.tl.nolan(data, K={K})."
+        )
+    return target
+
+
+def embedding_of(
+    adata: AnnData, key: str | None, index: NeighborhoodIndex, train: NDArray[np.integer]
+) -> NDArray[np.float32] | None:
+    """Neighborhood means of ``obsm[key]``, of mean 0 and variance 1 on the training cells, (n, E)."""
+    if key is None:
+        return None
+    means = neighborhood_means(index, features_of(adata, key, run="nk.pp.expression_features"))
+    here = means[train]
+    return (means - here.mean(0)) / np.maximum(here.std(0), 1e-6)
+
+
+def temperature_of(temperature: float | Literal["auto"], target: Teacher, train: NDArray[np.integer]) -> float:
+    if temperature == "auto":
+        if target.temperature is not None:
+            return target.temperature
+        from nichekd.models._distillation import matched_temperature
+
+        return matched_temperature(torch.from_numpy(target.logits[train]))
+    if isinstance(temperature, str) or not np.isfinite(temperature) or temperature <= 0:
+        raise ValueError(f"temperature={temperature!r}; it has to be positive, or 'auto'.")
+    return float(temperature)
+
+
+def _own_encoder(described: dict[str, Any]) -> Encoder | None:
+    """The encoder of these features if it was trained here, so that no registry has it and it has to travel along."""
+    from nichekd.models import get_encoder
+    from nichekd.tl._gene_aware_encoder import NAME
+
+    if described.get("encoder") != NAME:
+        return None
+    try:
+        encoder = get_encoder(NAME)
+    except ValueError:
+        encoder = None
+    if encoder is None or encoder.fingerprint != described.get("fingerprint"):
+        log.warning("the gene-aware encoder of these features is not in this session: the student goes without it")
+        return None
+    return encoder
