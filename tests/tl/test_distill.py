@@ -213,6 +213,24 @@ def test_embedding_is_learned_beside_and_left_behind(taught_cells, quickly):
     assert torch.equal(quickly(taught_cells, embedding="X_read").head.weight, beside.head.weight)
 
 
+def test_cells_beside_their_nuclei_are_warned_of(quickly):
+    sdata = nk.datasets.simulate(1500, K=3, seed=0)
+    sdata["table"].obsm["spatial"][:, 1] += 9
+    sdata["table"].obsm["X_image"] = np.random.default_rng(0).normal(size=(1500, 4)).astype(np.float32)
+    with pytest.warns(UserWarning, match="sit 9.* µm beside the nuclei.*alignment_qc"):
+        quickly(sdata, teacher="niche_true")
+    assert quickly(sdata, teacher="niche_true").n_niches == 3  # said once
+
+
+def test_a_large_section_keeps_the_student_that_validated_best(taught_cells, monkeypatch):
+    """What it said of the squares that were held back is what it says of them now."""
+    monkeypatch.setattr("nichekd.tl._fit.ENOUGH_TO_HOLD_BACK", 100)
+    nk.tl.distill(taught_cells, use_rep="X_image", fit=FitSettings(max_epochs=3, min_steps=0, learning_rate=0.01))
+    held_out = taught_cells.uns["nichekd"]["distill"]["held_out"]
+    assert len(held_out["cells"]) > 50
+    np.testing.assert_allclose(taught_cells.obsm["student_logits"][held_out["cells"]], held_out["logits"], atol=1e-5)
+
+
 def test_missing_embedding(taught_cells, quickly):
     with pytest.raises(KeyError, match="X_nothing.*Run nk.pp.expression_features"):
         quickly(taught_cells, embedding="X_nothing")

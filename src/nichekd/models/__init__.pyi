@@ -17,6 +17,7 @@ from ._neighborhood_transformer import NeighborhoodPooling as NeighborhoodPoolin
 from ._neighborhood_transformer import NeighborhoodTransformer as NeighborhoodTransformer
 from ._nolan import NolanNetwork as NolanNetwork
 from ._nolan import NolanSettings as NolanSettings
+from ._stain import CropAugmentation as CropAugmentation
 from ._student import NicheStudent as NicheStudent
 from ._student import StudentConfig as StudentConfig
 from ._training_range import TrainingRange as TrainingRange

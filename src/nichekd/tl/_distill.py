@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from nichekd._keys import Keys, Split
-from nichekd._record import record
+from nichekd._record import notes, record
 from nichekd._resolve import get_table, split_of
 from nichekd.tl._inputs import features_of, image_rep, neighborhood_index
 
@@ -99,7 +99,8 @@ def distill(
     - ``obsm["student_logits"]`` and ``obsm["student_proba"]``, float32 (n, K);
     - ``obs["niche"]``, categorical with the teacher's names; ``obs["niche_entropy"]``, in [0, 1] (units of log K);
       ``obs["niche_ood"]``, see :func:`nichekd.tl.predict_niches`;
-    - ``uns["niche_colors"]``, the teacher's; ``uns["nichekd"]["distill"]``: parameters, temperature, history.
+    - ``uns["niche_colors"]``, the teacher's; ``uns["nichekd"]["distill"]``: parameters, temperature, history;
+      ``uns["nichekd"]["alignment_qc"]``, see :func:`nichekd.pp.alignment_qc`, where it was not looked at before.
 
     Raises
     ------
@@ -111,6 +112,11 @@ def distill(
         If the features are not of the ``student``'s kind, or the teacher's niches not its own; if K is not the teacher's, if the teacher's rows are not the cells, if no training cell has a target, or the
         temperature is not positive.
 
+    Warns
+    -----
+    UserWarning
+        If the cells sit more than 5 µm beside the nuclei of the image, or fit them turned or mirrored only.
+
     Examples
     --------
     >>> import nichekd as nk
@@ -119,6 +125,7 @@ def distill(
     >>> nk.pp.histology_features(sdata, encoder="color")
     >>> student = nk.tl.distill(sdata, K=5)  # doctest: +SKIP
     """
+    from nichekd.pp._alignment_qc import warn_if_misaligned
     from nichekd.tl._distill_setup import embedding_of, new_student, teacher_of, temperature_of
     from nichekd.tl._fine_tune import in_its_niches, require_student, require_teacher, taught_again
     from nichekd.tl._fit import FitSettings, fit_student
@@ -130,6 +137,8 @@ def distill(
     started = time.perf_counter()
     adata = get_table(data, table_key)
     is_train = split_of(adata, split_key) == Split.TRAIN
+    if "alignment_qc" not in notes(adata):
+        warn_if_misaligned(data, table_key=table_key)
     earlier = None if student is None else require_student(student)
     if earlier is None:
         use_rep = image_rep(data, use_rep, table_key=table_key)

@@ -89,6 +89,7 @@ class Evaluation:
     def check(self) -> None:
         """What would otherwise fail after hours; splits the tissue where it is not."""
         from nichekd import pp
+        from nichekd.pp._alignment_qc import warn_if_misaligned
         from nichekd.tl._pathology_probe import check_annotated
 
         if self.split_key == Keys.SPLIT and self.split_key not in self.adata.obs:
@@ -104,6 +105,7 @@ class Evaluation:
                 raise ValueError(f"obs[{self.cell_type_key!r}] names the type of no test cell. Name another column.")
         if self.annotation_key is not None:
             check_annotated(self.adata, self.annotation_key, subset=Split.TEST, split_key=self.split_key)
+        warn_if_misaligned(self.data, table_key=self.table_key)
 
     def run(self, folder: EvaluationFolder, reps: Mapping[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Scores of each K, seed and method, and the niches of each teacher."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ENOUGH_TO_HOLD_BACK = 10_000  # training cells; fewer are all needed
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -85,8 +87,9 @@ def fit_student(
 ) -> tuple[History, HeldOut | None]:
     """Train ``student`` in place on ``targets`` (n, K), the teacher's logits, of the cells ``train``.
 
-    A first run, with some squares of tissue held back, finds how many epochs do; a second one, from the same start,
-    takes as many on all of ``train``. With nothing to hold back there is one run of ``max_epochs``.
+    Some squares of tissue are held back, to keep the epoch that validated best. A small section can't spare them: a
+    second run, from the same start, takes as many epochs on all of ``train``. With nothing to hold back there is one
+    run of ``max_epochs``.
 
     Parameters
     ----------
@@ -108,9 +111,12 @@ def fit_student(
     history = run.epochs(fitted, held_back)
     if len(held_back):
         n_epochs = int(np.argmin(history.columns["validation_loss"])) + 1
-        student.load_state_dict(start)
-        run.epochs(train, held_back[:0], n_epochs=n_epochs)
-        log.info("student: lowest validation loss after %d epochs, trained as long on all cells", n_epochs)
+        log.info("student: lowest validation loss after %d epochs", n_epochs)
+        if len(train) < ENOUGH_TO_HOLD_BACK:
+            student.load_state_dict(start)
+            run.epochs(train, held_back[:0], n_epochs=n_epochs)
+        else:
+            student.load_state_dict(run.best_state)
     student.eval().to("cpu")
     return history, HeldOut(held_back, run.best_logits) if run.best_logits is not None else None
 
@@ -146,6 +152,7 @@ class _Run:
         self.fabric, self.student, self.index, self.components = fabric, student, index, components
         self.targets, self.embedding, self.fit, self.seed = targets, embedding, fit, seed
         self.lowest_loss = math.inf
+        self.best_state: dict[str, torch.Tensor] = {}
         self.best_logits: NDArray[np.float32] | None = None  # of the validation cells, at the lowest loss
 
     def epochs(
@@ -205,6 +212,7 @@ class _Run:
         found = validation_scores(logits, self.targets[validation], self.student.config.temperature)
         if found["validation_loss"] < self.lowest_loss:
             self.lowest_loss, self.best_logits = found["validation_loss"], logits
+            self.best_state = copy.deepcopy(self.student.state_dict())
         return found
 
     def is_over(self, losses: list[float], steps: int) -> bool:
