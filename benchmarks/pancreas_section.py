@@ -42,8 +42,8 @@ MPP = 0.274
 MAIN = ["niche", "niche_gene_aware", "niche_histology_nolan", "niche_histology_leiden"]
 # a transformer costs twenty times the pooling network: it has a table of its own
 REST = [key for key in METHODS if key not in {*MAIN, "niche_transformer"}]
-# 50,000 cells need fewer passes than the few thousand of a small section
-FIT = FitSettings(max_epochs=5, batch_size=512)
+# 50,000 cells need fewer passes than the few thousand of a small section (chosen on held-back training squares)
+FIT = FitSettings(max_epochs=16, batch_size=512)
 GENE_AWARE_FIT = GeneAwareSettings(max_epochs=10)
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nichekd as nk
-from nichekd.pp import _cluster
+from nichekd.pp import _cluster, _cluster_work
 from nichekd.pp._feature_store import FeatureStore
 from nichekd.pp._store_segments import by_segment, missing_segments, with_done
 
@@ -110,16 +110,24 @@ def test_the_store_is_that_of_one_process(section, alone, client, tmp_path, mode
 
 
 def test_what_is_done_is_not_done_again(section, alone, client, tmp_path, monkeypatch):
-    encode, first = _cluster.encode_block, []
-    monkeypatch.setattr(_cluster, "encode_block", lambda work, *span: encode(work, *span) if span[0] != 1 else 1 / 0)
+    write, written = _cluster_work.write_segment, []
+
+    def breaks(path, segment, features):
+        return write(path, segment, features) if segment != 1 else 1 / 0
+
+    def noted(path, segment, features):
+        written.append(segment)
+        write(path, segment, features)
+
+    monkeypatch.setattr(_cluster_work, "write_segment", breaks)
     run = {"encoder": encoder(), "store": tmp_path / "f", "client": client} | RUN
     with pytest.raises(ZeroDivisionError):
         nk.pp.histology_features(section, copy=True, **run)
     done = set(range(4)) - set(FeatureStore(tmp_path / "f").missing)
     assert 1 not in done
-    monkeypatch.setattr(_cluster, "encode_block", lambda work, *span: (first.append(span[0]), encode(work, *span)))
+    monkeypatch.setattr(_cluster_work, "write_segment", noted)
     nk.pp.histology_features(section, copy=True, **run)
-    assert sorted(first) == sorted(set(range(4)) - done)
+    assert sorted(written) == sorted(set(range(4)) - done)
     assert same_store(tmp_path / "f", alone / "crop")
 
 

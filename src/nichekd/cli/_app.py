@@ -10,8 +10,10 @@ from nichekd.cli._distill import distill
 from nichekd.cli._errors import Commands
 from nichekd.cli._evaluate import evaluate
 from nichekd.cli._features import features
+from nichekd.cli._info import info
 from nichekd.cli._predict import predict
 from nichekd.cli._rank_by_gene import rank_by_gene
+from nichekd.cli._segment import segment
 
 app = typer.Typer(
     name="nichekd",
@@ -49,7 +51,7 @@ def main(
     keep_freed_memory()
 
 
-for command in (demo, features, distill, predict, evaluate):
+for command in (demo, features, distill, predict, segment, evaluate, info):
     app.command()(command)
 app.add_typer(cuca, name="cuca")
 app.add_typer(rank_by_gene, name="rank-by-gene")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nichekd.models._architectures import register_architecture
+from nichekd.models._architectures import build_architecture, register_architecture
+from nichekd.models._patch_tokens import VIT_MODULES, PatchTokens
 
+STRIDE = 8  # of the embedding maps
 SMALL_CNN = "small_cnn"
 SMALL_CHANNELS = (32, 64, 128, 192)  # at strides 4, 8, 16 and 32
 
@@ -69,20 +72,23 @@ class Residual(nn.Module):
 class GeneAwareNetwork(nn.Module):
     """Crops in, features of the cells in them out.
 
-    Maps of the backbone at strides 8, 16 and 32 are added up at stride 8, from the coarsest down. A cell's embedding
-    is read off there, at its centre, so that one crop teaches with all the cells it shows rather than with one.
-    A crop's feature is the embedding of its centre.
+    Maps of a convolutional backbone at strides 8, 16 and 32 are added up at stride 8, from the coarsest down; the patch
+    tokens of a ViT are one map, which is brought to stride 8. A cell's embedding is read off there, at its centre, so
+    that one crop teaches with all the cells it shows rather than with one. A crop's feature is the embedding of its
+    centre.
 
     Parameters
     ----------
     backbone
-        ``"small_cnn"``, or a convolutional model of timm.
+        ``"small_cnn"``, a convolutional model or a ViT of timm, or the architecture of a ViT, as ``"uni2"``.
     n_targets, n_clusters, n_niches
         Numbers to predict a cell, and clusters and niches to tell apart; without a teacher there are no niches.
     d_model
         Length of the embedding.
     dropout
         Of the embedding, in training.
+    backbone_kwargs
+        Further arguments of the backbone.
     """
 
     def __init__(
@@ -94,9 +100,10 @@ class GeneAwareNetwork(nn.Module):
         n_niches: int = 0,
         d_model: int = 96,
         dropout: float = 0.2,
+        backbone_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, channels = build_backbone(backbone)
+        self.backbone, channels = build_backbone(backbone, **(backbone_kwargs or {}))
         self.lateral = nn.ModuleList(nn.Conv2d(c, d_model, 1) for c in channels)
         self.smooth = nn.Sequential(
             nn.Conv2d(d_model, d_model, 3, padding=1, bias=False), nn.BatchNorm2d(d_model), nn.SiLU()
@@ -116,6 +123,9 @@ class GeneAwareNetwork(nn.Module):
             if total is not None:
                 level = level + F.interpolate(total, size=level.shape[-2:], mode="bilinear", align_corners=False)
             total = level
+        if isinstance(self.backbone, PatchTokens):
+            size = [math.ceil(side / STRIDE) for side in crops.shape[-2:]]
+            total = F.interpolate(total, size=size, mode="bilinear", align_corners=False)
         return self.smooth(total)
 
     def at(self, crops: Tensor, points: Tensor) -> Tensor:
@@ -138,28 +148,46 @@ class GeneAwareNetwork(nn.Module):
         return self.at(crops, centre.expand(len(crops), 1, 2))[:, 0]
 
 
-def build_backbone(name: str) -> tuple[nn.Module, list[int]]:
-    """A backbone without weights and its maps' channels, at strides 8, 16 and 32.
+def build_backbone(name: str, **kwargs: Any) -> tuple[nn.Module, list[int]]:
+    """A backbone without weights and its maps' channels: at strides 8, 16 and 32, or of a ViT's patches.
 
     Raises
     ------
     ValueError
-        If timm's model has no such maps.
+        If there is no such network, or it has no such maps.
     """
     if name == SMALL_CNN:
         small = SmallCNN()
         return small, small.channels
     import timm
+    from timm.models import is_model_in_modules
 
-    probe: Any = timm.create_model(name, features_only=True, pretrained=False)
+    if is_model_in_modules(name, VIT_MODULES):
+        any_size = kwargs | {"num_classes": 0, "dynamic_img_size": True}
+        vit = timm.create_model(name, pretrained=False, **any_size)
+    elif timm.is_model(name):
+        return _pyramid(name, **kwargs)
+    else:
+        vit = build_architecture(name, **kwargs)
+    tokens = PatchTokens(vit)
+    return tokens, tokens.channels
+
+
+def _pyramid(name: str, **kwargs: Any) -> tuple[nn.Module, list[int]]:
+    import timm
+
+    advice = "Take a convolutional network, e.g. 'efficientnet_lite0', or a plain ViT, e.g. 'vit_small_patch16_224'."
+    try:
+        probe: Any = timm.create_model(name, features_only=True, pretrained=False, **kwargs)
+    except RuntimeError as err:
+        raise ValueError(f"{name!r} shows no feature maps ({err}). {advice}") from err
     strides = probe.feature_info.reduction()
     wanted = [i for i, stride in enumerate(strides) if stride in (8, 16, 32)]
     if [strides[i] for i in wanted] != [8, 16, 32]:
         raise ValueError(
-            f"{name!r} has feature maps at strides {strides}; a gene-aware encoder needs 8, 16 and 32. Take a "
-            "convolutional network, e.g. 'efficientnet_lite0'."
+            f"{name!r} has feature maps at strides {strides}; a gene-aware encoder needs 8, 16 and 32. {advice}"
         )
-    backbone: Any = timm.create_model(name, features_only=True, pretrained=False, out_indices=wanted)
+    backbone: Any = timm.create_model(name, features_only=True, pretrained=False, out_indices=wanted, **kwargs)
     return backbone, backbone.feature_info.channels()
 
 

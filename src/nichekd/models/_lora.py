@@ -113,3 +113,17 @@ def load_lora(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
         raise ValueError(f"The adapters are of another encoder: {len(own ^ set(state))} of their names differ.")
     module.load_state_dict(state, strict=False)
     return module
+
+
+def merge_lora(module: nn.Module) -> nn.Module:
+    """Add the adapters to the layers they adapt, in place, and take them out: an ordinary module, which needs no peft."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted: dict[str, Any] = {name: m for name, m in module.named_modules() if isinstance(m, LoraLayer)}
+    for name, layer in adapted.items():
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, layer.get_base_layer())
+    if hasattr(module, "peft_config"):
+        del module.peft_config  # peft's own, in whose presence it warns of a second adaptation
+    return module

@@ -39,6 +39,8 @@ def distill(
     sizes: dict[str, Any] | None = None,
     fit: FitSettings | None = None,
     device: str | None = None,
+    devices: int | list[int] | Literal["auto"] = 1,
+    num_nodes: int = 1,
     table_key: str = "table",
 ) -> NicheStudent:
     r"""Teach a student that sees H&E only the niches of a teacher that saw gene expression.
@@ -89,6 +91,11 @@ def distill(
         Training settings.
     device
         Fabric's accelerator; default ``nk.settings.device``.
+    devices, num_nodes
+        Devices of each of so many machines, a process each, in a script that ``torchrun`` or ``srun`` runs in all of
+        them, or ``python``, which then starts the others on its machine; not in a notebook. Processes take their shares
+        of every batch and have the same table in the end; features and teacher have to be there before. See
+        :doc:`/scaling`.
     table_key
         Table of a ``SpatialData``.
 
@@ -107,10 +114,13 @@ def distill(
     KeyError
         If the teacher or the features are missing.
     TypeError
-        If K is no whole number, or ``student`` no student.
+        If K, ``devices`` or ``num_nodes`` is no whole number, or ``student`` no student.
     ValueError
         If the features are not of the ``student``'s kind, or the teacher's niches not its own; if K is not the teacher's, if the teacher's rows are not the cells, if no training cell has a target, or the
-        temperature is not positive.
+        temperature is not positive; if ``devices`` or ``num_nodes`` is below 1, or not what the processes were started
+        for, or features or teacher are missing with several.
+    RuntimeError
+        If several processes are asked for in a notebook.
 
     Warns
     -----
@@ -132,11 +142,14 @@ def distill(
     from nichekd.tl._loop import seeded
     from nichekd.tl._out_of_distribution import remember_training
     from nichekd.tl._predict_niches import write_student_niches
+    from nichekd.tl._ranks import launched, require_prepared
     from nichekd.tl._student_inputs import check_features, student_neighborhoods, student_rep
 
     started = time.perf_counter()
     adata = get_table(data, table_key)
     is_train = split_of(adata, split_key) == Split.TRAIN
+    fabric = launched(device, devices, num_nodes)
+    require_prepared(adata, fabric, use_rep=use_rep, teacher=teacher)
     if "alignment_qc" not in notes(adata):
         warn_if_misaligned(data, table_key=table_key)
     earlier = None if student is None else require_student(student)
@@ -174,16 +187,16 @@ def distill(
         components = student.whiten.rows(features)
         history, held_out = fit_student(
             student, index, components, target.logits, train, embedding=embedding_of(adata, embedding, index, train),
-            fit=fit, seed=seed, device=device,
+            fit=fit, seed=seed, fabric=fabric,
         )  # fmt: skip
     student.history = history.columns
     remember_training(
         data, adata, student, index, components, train=train, groups=target.logits[train].argmax(1), use_rep=use_rep, seed=seed
     )  # fmt: skip
-    write_student_niches(adata, student, index, components, device=device, key_added=key_added)
+    write_student_niches(adata, student, index, components, fabric=fabric, key_added=key_added)
     record(
         adata, "distill" if key_added == Keys.NICHE else f"distill_{key_added}", seconds=time.perf_counter() - started, K=student.n_niches, use_rep=use_rep,
-        teacher=teacher if isinstance(teacher, str) else "array", temperature=tau, seed=seed, preset=preset, embedding=embedding,
+        teacher=teacher if isinstance(teacher, str) else "array", temperature=tau, seed=seed, preset=preset, embedding=embedding, n_processes=fabric.world_size,
         n_train=len(train), history=history.arrays(), held_out=held_out and held_out.to_dict(),
     )  # fmt: skip
     return student

@@ -19,7 +19,7 @@ from nichekd.models._distillation import distillation_loss
 from nichekd.models._neighborhood_batch import random_rotations
 from nichekd.tl._batches import spatial_batches, validation_part
 from nichekd.tl._loop import HeldOut, History, learning_rate_factor, make_fabric
-from nichekd.tl._prediction import predict_logits
+from nichekd.tl._ranks import predict_together, share_of
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -83,7 +83,7 @@ def fit_student(
     embedding: NDArray[np.floating] | None = None,
     fit: FitSettings,
     seed: int,
-    device: str | None = None,
+    fabric: Fabric | None = None,
 ) -> tuple[History, HeldOut | None]:
     """Train ``student`` in place on ``targets`` (n, K), the teacher's logits, of the cells ``train``.
 
@@ -97,14 +97,19 @@ def fit_student(
         Neighborhoods, and the student's whitened features (n, C).
     embedding
         What the teacher makes its niches of, (n, E), to be learned beside them; none without.
-    fit, seed, device
-        Settings, seed, and Fabric's accelerator.
+    fit, seed
+        Settings and seed.
+    fabric
+        Launched; with several processes, each takes its share of every batch. Default: one on ``nk.settings.device``.
 
     Returns
     -------
     The history of the first run, and its logits of what it was validated on, which calibrate the probabilities.
     """
-    fabric = make_fabric(device)
+    fabric = fabric or make_fabric()
+    if fabric.world_size > 1:
+        student.load_state_dict(fabric.broadcast(student.state_dict()))
+        torch.manual_seed(seed + fabric.global_rank)  # dropout, where there is any, of other cells
     fitted, held_back = validation_part(index.xy, train, share=fit.validation, margin=index.radius)
     start = copy.deepcopy(student.state_dict())
     run = _Run(fabric, student, index, components, targets, embedding, fit, seed)
@@ -154,6 +159,7 @@ class _Run:
         self.lowest_loss = math.inf
         self.best_state: dict[str, torch.Tensor] = {}
         self.best_logits: NDArray[np.float32] | None = None  # of the validation cells, at the lowest loss
+        self.is_silent = not (package_settings.progress and fabric.is_global_zero)
 
     def epochs(
         self, train: NDArray[np.integer], validation: NDArray[np.integer], *, n_epochs: int | None = None
@@ -171,7 +177,7 @@ class _Run:
         rng, generator = np.random.default_rng(self.seed), torch.Generator().manual_seed(self.seed)
         name = "distil" if n_epochs is None else "distil, all cells"
         total = n_epochs or limit
-        for epoch in tqdm(range(total), desc=name, unit="epoch", disable=not package_settings.progress):
+        for epoch in tqdm(range(total), desc=name, unit="epoch", disable=self.is_silent):
             self.student.train()
             losses = []
             for cells in spatial_batches(self.index.xy, train, fit.batch_size, rng):
@@ -182,21 +188,24 @@ class _Run:
                 optimizer.step()
                 schedule.step()
                 losses.append(loss.detach())
-            history.add(epoch=epoch + 1, train_loss=torch.stack(losses).mean().item(), **self.scores(validation))
+            train_loss = self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean").item()
+            history.add(epoch=epoch + 1, train_loss=train_loss, **self.scores(validation))
             if len(validation) and self.is_over(history.columns["validation_loss"], steps):
                 break
         return history
 
     def loss(self, network: Any, cells: NDArray[np.integer], generator: torch.Generator) -> torch.Tensor:
-        """Of one batch."""
-        batch = augment(self.index.batch(cells, self.components), self.fit, generator).to(self.fabric.device)
+        """Of one batch, or of this process' share of it, so weighted that the mean over processes is the batch's."""
+        # drawn for the whole batch, so that the number of processes changes none of it
+        whole = augment(self.index.batch(cells, self.components), self.fit, generator)
+        batch, cells, weight = share_of(whole, cells, self.fabric.global_rank, self.fabric.world_size)
         tau = self.student.config.temperature
-        logits, embedding = network(batch)
-        loss = distillation_loss(logits, self.wanted(self.targets, cells), tau)
+        logits, embedding = network(batch.to(self.fabric.device))
+        loss = weight * distillation_loss(logits, self.wanted(self.targets, cells), tau)
         if self.embedding is None:
             return loss
         error = F.smooth_l1_loss(embedding, self.wanted(self.embedding, cells))
-        return loss + self.fit.embedding_weight * tau**2 * error  # the distillation's loss has that factor
+        return loss + weight * self.fit.embedding_weight * tau**2 * error  # the distillation's loss has that factor
 
     def wanted(self, values: NDArray[np.floating], cells: NDArray[np.integer]) -> torch.Tensor:
         """Rows of a target, on the device."""
@@ -206,8 +215,8 @@ class _Run:
         """Of the validation cells, where there are any."""
         if not len(validation):
             return {}
-        logits = predict_logits(
-            self.student, self.index, self.components, validation, device=self.fabric.device, forward=self.student.read
+        logits = predict_together(
+            self.fabric, self.student, self.index, self.components, validation, forward=self.student.read
         )
         found = validation_scores(logits, self.targets[validation], self.student.config.temperature)
         if found["validation_loss"] < self.lowest_loss:

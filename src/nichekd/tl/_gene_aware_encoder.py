@@ -2,28 +2,29 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nichekd._keys import Keys, Split
 from nichekd._record import record
 from nichekd._resolve import centres_um, get_table, split_of
+from nichekd.tl._gene_aware_start import NAME, check_start, start_encoder
 from nichekd.tl._inputs import features_of, neighborhood_index
 from nichekd.tl._teacher import resolve_teacher
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from nichekd.models import Encoder
-    from nichekd.models._gene_aware import GeneAwareNetwork
+    from nichekd.models import Encoder, LoraSettings
     from nichekd.tl._gene_aware_fit import GeneAwareSettings
 
 log = logging.getLogger(__name__)
 
-NAME = "gene_aware"
 KMEANS_CELLS = 50_000
 
 
@@ -31,6 +32,8 @@ def gene_aware_encoder(
     sdata: SpatialData,
     *,
     encoder: str = "small_cnn",
+    weights: str | Path | None = None,
+    lora: LoraSettings | None = None,
     target: str = Keys.SCVI,
     teacher: str | None = None,
     split_key: str = Keys.SPLIT,
@@ -50,14 +53,26 @@ def gene_aware_encoder(
     there are 10,000 training cells, some squares of tissue are held back to stop by. A crop's feature is the
     embedding of its centre, from which these are predicted.
 
+    Of a convolutional network it reads feature maps at strides 8, 16 and 32, of a vision transformer the last block's
+    patch tokens, each beside the CLS token. The encoder is as free as what it started from: it keeps that one's
+    ``license``. UNI2-h's, CC-BY-NC-ND-4.0, lets nobody share what was made of it by training, and the encoder's folder,
+    as a student's that it travels in, holds all of its weights.
+
     Parameters
     ----------
     sdata
         Cells with an H&E image and with ``obsm[target]``; :func:`nichekd.pp.expression_features` and
         :func:`nichekd.pp.neighborhoods` run where their results are missing.
     encoder
-        Where it starts: ``"small_cnn"`` from nothing, ``"efficientnet_lite0"`` from its ImageNet weights, or a
-        convolutional model of timm from nothing.
+        Where it starts: ``"small_cnn"`` from nothing; ``"efficientnet_lite0"`` from its ImageNet weights, ``"uni2"``,
+        a registered encoder or a model of the hub, ``"hf-hub:..."``, from theirs; a convolutional model or a ViT of
+        timm from ``weights``, or from nothing. Crops for a ViT are multiples of its patch.
+    weights
+        Weights file of the encoder, see :func:`nichekd.models.get_encoder`.
+    lora
+        Train low-rank adapters in the last blocks of a ViT, through peft, and the heads; all else stays bit for bit.
+        The adapters are added to the layers in the end, so that the encoder is an ordinary one and needs no peft.
+        ``None`` trains the whole network.
     target
         ``obsm`` key of the expression latent, (n, d).
     teacher
@@ -92,9 +107,16 @@ def gene_aware_encoder(
     KeyError
         If ``target``, ``teacher``, the image or a named split is missing.
     ValueError
-        If the backbone has no maps at strides 8, 16 and 32, or the targets are NaN.
+        If there is no such encoder, it shows no maps at strides 8, 16 and 32 and is no ViT, or takes no crops of
+        ``crop_px``; if ``lora`` meets no ViT, too few blocks, or no weights; if the targets are NaN.
     TypeError
-        If ``sdata`` is no ``SpatialData``.
+        If ``sdata`` is no ``SpatialData``, ``encoder`` no name, or ``lora`` no settings.
+    FileNotFoundError
+        If ``weights`` is no file.
+    ImportError
+        If ``lora`` is given and peft is not installed.
+    EncoderAccessError
+        If the hub that has the weights refuses or can't be reached.
 
     Examples
     --------
@@ -108,11 +130,13 @@ def gene_aware_encoder(
     from nichekd._image import get_image
     from nichekd.models import register_encoder
     from nichekd.pp._crops import CropReader
-    from nichekd.tl._gene_aware_fit import CropTask, GeneAwareSettings, fit_gene_aware
+    from nichekd.tl._gene_aware_crops import CropTask
+    from nichekd.tl._gene_aware_fit import GeneAwareSettings, fit_gene_aware
     from nichekd.tl._loop import seeded
     from nichekd.tl._neighborhood_means import neighborhood_means
 
     started = time.perf_counter()
+    check_start(encoder, weights, lora)
     adata = get_table(sdata, table_key)
     image = get_image(sdata, adata, image_key=image_key)
     train = np.flatnonzero(split_of(adata, split_key) == Split.TRAIN)
@@ -126,7 +150,11 @@ def gene_aware_encoder(
     reader = CropReader(image, crop_px=crop_px)
     targets = np.concatenate([_unit(latent, train), _unit(around, train)], axis=1)
     with seeded(seed):
-        ready = _start(encoder, targets.shape[1], n_clusters, 0 if niches is None else niches.shape[1])
+        ready = start_encoder(
+            encoder, weights=weights, lora=lora, n_targets=targets.shape[1], n_clusters=n_clusters,
+            n_niches=0 if niches is None else niches.shape[1],
+        )  # fmt: skip
+        ready.check(crop_px)
         history = fit_gene_aware(
             ready,
             CropTask(reader, image.xy_px, targets, clusters, niches),
@@ -136,43 +164,15 @@ def gene_aware_encoder(
             fit=fit or GeneAwareSettings(),
             seed=seed,
             device=device,
+            lora=lora,
         )
-    ready.check(crop_px)
     register_encoder(NAME, lambda weights: ready, overwrite=True)
     record(
         adata, "gene_aware_encoder", seconds=time.perf_counter() - started, encoder=encoder, target=target, seed=seed,
-        n_clusters=n_clusters, teacher=teacher, fingerprint=ready.fingerprint, history=history.arrays(),
+        n_clusters=n_clusters, teacher=teacher, weights=None if weights is None else str(weights),
+        lora=None if lora is None else vars(lora), fingerprint=ready.fingerprint, history=history.arrays(),
     )  # fmt: skip
     return ready
-
-
-def _start(name: str, n_targets: int, n_clusters: int, n_niches: int) -> Encoder:
-    """The untrained encoder, its backbone at the weights of the encoder ``name`` where that has some."""
-    from nichekd.models import Encoder, get_encoder
-    from nichekd.models._gene_aware import SMALL_CNN, GeneAwareNetwork
-
-    pretrained = None if name == SMALL_CNN else get_encoder(name)
-    backbone = name if pretrained is None else str(pretrained.architecture_kwargs.get("name", name))
-    kwargs: dict[str, Any] = {"backbone": backbone, "n_targets": n_targets, "n_clusters": n_clusters}
-    if n_niches:
-        kwargs["n_niches"] = n_niches
-    module = GeneAwareNetwork(**kwargs)
-    ready = Encoder(
-        NAME, module, license="none", bf16_on=("cuda", "cpu"), architecture="gene_aware", architecture_kwargs=kwargs
-    )
-    if pretrained is not None:
-        _take_weights(module, pretrained)
-        ready.mean, ready.sd, ready.license = pretrained.mean, pretrained.sd, pretrained.license
-    return ready
-
-
-def _take_weights(module: GeneAwareNetwork, pretrained: Encoder) -> None:
-    """Copy what the backbone shares with the pretrained model, which is all but its last layers."""
-    state, own = pretrained.module.state_dict(), module.backbone.state_dict()
-    missing = sorted(set(own) - set(state))
-    if missing:
-        raise ValueError(f"The weights of {pretrained.name!r} lack {missing[:3]} of its feature maps' network.")
-    module.backbone.load_state_dict({name: state[name].clone() for name in own})
 
 
 def _unit(values: NDArray[np.float32], train: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from dataclasses import dataclass
@@ -10,29 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from nichekd._settings import settings as package_settings
+from nichekd.models._lora import add_lora, merge_lora
 from nichekd.models._stain import CropAugmentation
 from nichekd.tl._batches import validation_part
+from nichekd.tl._gene_aware_crops import CropSampler
 from nichekd.tl._loop import History, learning_rate_factor, make_fabric
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from nichekd.models import Encoder
+    from nichekd.models import Encoder, LoraSettings
     from nichekd.models._gene_aware import GeneAwareNetwork
-    from nichekd.pp._crops import CropReader
+    from nichekd.tl._gene_aware_crops import CropTask
 
 log = logging.getLogger(__name__)
 
 ENOUGH_TO_HOLD_BACK = 10_000
-MOST_CROPS = 2_500  # an epoch: sections of many cells need not show them all each time
 CHECKED_CELLS = 1_000  # of those held back; more tell epochs apart no better, and cost a crop each
-EDGE_PX = 8  # cells nearer to a crop's edge than a step of the map are not read off
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,8 @@ class GeneAwareSettings:
     batch_size
         Crops a step.
     learning_rate, backbone_learning_rate, weight_decay, clip, warmup
-        AdamW's; a pretrained backbone moves slower.
+        AdamW's; a pretrained backbone, and adapters in it, move slower. A ViT that is trained whole from its weights
+        usually wants a ``backbone_learning_rate`` of 1e-5 to 1e-4.
     cluster_weight, niche_weight
         Of the cross-entropy of clusters, and of a teacher's niches, beside the error of the targets.
     validation, patience
@@ -71,48 +70,6 @@ class GeneAwareSettings:
     augmentation: CropAugmentation = CropAugmentation()
 
 
-@dataclass(frozen=True)
-class CropTask:
-    """What is to be predicted, where.
-
-    Attributes
-    ----------
-    reader
-        Crops around the cells.
-    xy_px
-        Cell centres in the crops' pixels, (n, 2), column and row.
-    targets, clusters
-        (n, T) of unit variance, and (n,).
-    niches
-        A teacher's probabilities, (n, K), all 0 for cells that don't teach; ``None`` without a teacher.
-    """
-
-    reader: CropReader
-    xy_px: NDArray[np.float64]
-    targets: NDArray[np.float32]
-    clusters: NDArray[np.int64]
-    niches: NDArray[np.float32] | None = None
-
-    def batch(
-        self, anchors: NDArray[np.integer], members: list[NDArray[np.integer]]
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Crops (b, 3, p, p), points (b, m, 2), where there is one (b, m), and what is wanted of those, flat."""
-        size = max(len(cells) for cells in members)
-        points = np.zeros((len(anchors), size, 2), dtype=np.float32)
-        there = np.zeros((len(anchors), size), dtype=bool)
-        corners = self.reader.centre_px[anchors] - self.reader.crop_px // 2
-        for i, cells in enumerate(members):
-            points[i, : len(cells)] = self.xy_px[cells] - corners[i]
-            there[i, : len(cells)] = True
-        cells = np.concatenate(members)
-        return (
-            torch.from_numpy(self.reader.read(np.asarray(anchors, dtype=np.int64))),
-            torch.from_numpy(points),
-            torch.from_numpy(there),
-            [torch.from_numpy(w[cells]) for w in (self.targets, self.clusters, self.niches) if w is not None],
-        )
-
-
 def fit_gene_aware(
     encoder: Encoder,
     task: CropTask,
@@ -123,6 +80,7 @@ def fit_gene_aware(
     fit: GeneAwareSettings,
     seed: int,
     device: str | None = None,
+    lora: LoraSettings | None = None,
 ) -> History:
     """Train ``encoder.module`` in place; it keeps the weights that validated best, and is frozen again.
 
@@ -138,6 +96,8 @@ def fit_gene_aware(
         Training cells; no other is looked at, and no crop is centred elsewhere.
     margin
         µm around validation squares whose cells do not teach: with half a crop, both parts see tissue of their own.
+    lora
+        Train adapters in the ViT in place of its weights, and add them to these in the end.
     """
     fabric = make_fabric(device)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -145,10 +105,12 @@ def fit_gene_aware(
     fitted, held_back = validation_part(xy, train, share=share, margin=margin)
     network: Any = encoder.module
     network.requires_grad_(True)
+    if lora is not None:
+        add_lora(network.backbone.vit, lora)
     network.to(memory_format=torch.channels_last)  # a quarter faster, on CPUs too
     backbone = {id(p) for p in network.backbone.parameters()}
     groups = [
-        {"params": list(network.backbone.parameters()), "lr": fit.backbone_learning_rate},
+        {"params": [p for p in network.backbone.parameters() if p.requires_grad], "lr": fit.backbone_learning_rate},
         {"params": [p for p in network.parameters() if id(p) not in backbone], "lr": fit.learning_rate},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=fit.weight_decay)
@@ -163,7 +125,7 @@ def fit_gene_aware(
     )
     checked = rng.choice(held_back, min(CHECKED_CELLS, len(held_back)), replace=False)
     check = CropSampler(task, checked, rng) if len(checked) else None
-    history, best, best_state = History(), math.inf, copy.deepcopy(network.state_dict())
+    history, best, best_state = History(), math.inf, trained_state(network)
     bar = tqdm(
         total=fit.max_epochs * steps, desc="gene-aware encoder", unit="step", disable=not package_settings.progress
     )
@@ -183,54 +145,38 @@ def fit_gene_aware(
             bar.update()
         entry = {"epoch": epoch + 1, "train_loss": torch.stack(losses).mean().item()}
         if check is not None:
-            entry["validation_loss"] = check.loss(network, encoder, fit)
+            entry["validation_loss"] = mean_loss(check, network, encoder, fit)
         history.add(**entry)
         score = entry.get("validation_loss", -float(epoch))
         if score < best:
-            best, best_state, best_epoch = score, copy.deepcopy(network.state_dict()), epoch
+            best, best_state, best_epoch = score, trained_state(network), epoch
         elif epoch - best_epoch >= fit.patience:
             break
     bar.close()
-    network.load_state_dict(best_state)
+    network.load_state_dict(best_state, strict=False)
+    if lora is not None:
+        merge_lora(network.backbone.vit)
     network.eval().requires_grad_(False)
     log.info("gene-aware encoder: %d epochs, best after %d", len(history.columns["epoch"]), best_epoch + 1)
     return history
 
 
-class CropSampler:
-    """Crops centred on some cells, and the cells among them that each crop shows."""
+def trained_state(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of all that training changes; what is frozen may be large."""
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    return {name: value.clone() for name, value in network.state_dict().items() if name not in frozen}
 
-    def __init__(self, task: CropTask, cells: NDArray[np.integer], rng: np.random.Generator) -> None:
-        self.task, self.cells, self.rng = task, cells, rng
-        self.tree = cKDTree(task.xy_px[cells])
-        self.reach = task.reader.crop_px / 2 - EDGE_PX
 
-    @property
-    def n_covering(self) -> int:
-        """Crops that show each cell two and a half times on average, or as many as an epoch has."""
-        some = self.cells[self.rng.choice(len(self.cells), min(500, len(self.cells)), replace=False)]
-        shown = self.tree.query_ball_point(self.task.xy_px[some], self.reach, p=np.inf, return_length=True).mean()
-        return min(MOST_CROPS, max(64, math.ceil(2.5 * len(self.cells) / shown)))
-
-    def batches(self, n_crops: int, batch_size: int) -> Any:
-        """Anchors and members, crop by crop at random."""
-        n = min(n_crops, len(self.cells))
-        anchors = self.cells[self.rng.choice(len(self.cells), n, replace=False)]
-        for start in range(0, n - n % batch_size or n, batch_size):
-            some = anchors[start : start + batch_size]
-            found = self.tree.query_ball_point(self.task.xy_px[some], self.reach, p=np.inf)
-            yield some, [self.cells[np.asarray(members)] for members in found]
-
-    @torch.no_grad()
-    def loss(self, network: GeneAwareNetwork, encoder: Encoder, fit: GeneAwareSettings) -> float:
-        """Mean loss over all these cells, each at the centre of a crop, as it will be encoded."""
-        network.eval()
-        total = 0.0
-        for start in range(0, len(self.cells), 64):
-            cells = self.cells[start : start + 64]
-            crops, points, there, wanted = self.task.batch(cells, [cells[i : i + 1] for i in range(len(cells))])
-            total += loss_of(network, encoder, crops, points, there, wanted, fit).item() * len(cells)
-        return total / len(self.cells)
+@torch.no_grad()
+def mean_loss(sampler: CropSampler, network: GeneAwareNetwork, encoder: Encoder, fit: GeneAwareSettings) -> float:
+    """Of all the sampler's cells, each at the centre of a crop, as it will be encoded."""
+    network.eval()
+    total = 0.0
+    for start in range(0, len(sampler.cells), 64):
+        cells = sampler.cells[start : start + 64]
+        crops, points, there, wanted = sampler.task.batch(cells, [cells[i : i + 1] for i in range(len(cells))])
+        total += loss_of(network, encoder, crops, points, there, wanted, fit).item() * len(cells)
+    return total / len(sampler.cells)
 
 
 def loss_of(

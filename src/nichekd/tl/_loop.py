@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -61,16 +62,26 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def make_fabric(device: str | None = None, **options: Any) -> Fabric:
-    """Fabric on ``device`` (Fabric's accelerator names; None: ``nk.settings.device``), launched."""
-    import warnings
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Fabric's advice on data loaders we don't use, and GPUs that the user may have left out on purpose."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        yield
 
+
+def new_fabric(device: str | None = None, **options: Any) -> Fabric:
+    """Fabric on ``device`` (Fabric's accelerator names; None: ``nk.settings.device``)."""
     from lightning.fabric import Fabric
 
-    with warnings.catch_warnings():
-        # it advises on data loaders we don't use and GPUs the user may have left out on purpose
-        warnings.filterwarnings("ignore", module="lightning")
-        fabric = Fabric(accelerator=device or package_settings.device, **({"devices": 1} | options))
+    with quietly():
+        return Fabric(accelerator=device or package_settings.device, **({"devices": 1} | options))
+
+
+def make_fabric(device: str | None = None, **options: Any) -> Fabric:
+    """As :func:`new_fabric`, launched."""
+    fabric = new_fabric(device, **options)
+    with quietly():
         fabric.launch()
     return fabric
 

@@ -18,6 +18,7 @@ from nichekd.tl._write_niches import write_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from lightning.fabric import Fabric
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -98,6 +99,7 @@ def predict_niches(
         crop is beyond those of 90 % of the training crops.
     """
     from nichekd.models import NicheStudent
+    from nichekd.tl._loop import make_fabric
 
     started = time.perf_counter()
     if not isinstance(student, NicheStudent):
@@ -118,7 +120,7 @@ def predict_niches(
         student,
         index,
         student.whiten.rows(features),
-        device=device,
+        fabric=make_fabric(device),
         key_added=key_added,
         min_confidence=min_confidence,
     )
@@ -140,16 +142,15 @@ def write_student_niches(
     index: NeighborhoodIndex,
     components: NDArray[np.float32],
     *,
-    device: str | None,
+    fabric: Fabric,
     key_added: str = Keys.NICHE,
     min_confidence: float | None = None,
 ) -> None:
-    """Predict all cells and write the student's keys."""
-    from nichekd.tl._loop import make_fabric
-    from nichekd.tl._prediction import predict_logits
+    """Predict all cells and write the student's keys; of several processes, all write the same."""
+    from nichekd.tl._ranks import predict_together
 
-    fabric = make_fabric(device)
-    logits = predict_logits(student, index, components, device=fabric.device, forward=student.read, progress="predict")
+    progress = "predict" if fabric.is_global_zero else None
+    logits = predict_together(fabric, student, index, components, forward=student.read, progress=progress)
     student.to("cpu")
     adata.obsm[Keys.student(key_added)[0]] = logits
     entropy = write_probabilities(adata, student, logits, key_added=key_added)
