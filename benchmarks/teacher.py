@@ -37,9 +37,10 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import nichekd as nk
 from nichekd.models import NeighborhoodIndex
-from nichekd.tl._nolan_fit import neighborhood_means
+from nichekd.tl._neighborhood_means import neighborhood_means
 
 K, MPP = 11, 0.065
+CELL_TYPE = "ClusterName"  # the published one
 RESOLUTIONS = [float(f"{r:.3g}") for r in np.geomspace(0.1, 1.5, 10)]
 RESULTS = Path(__file__).parent / "results"
 
@@ -64,18 +65,29 @@ def scores(adata: ad.AnnData, labels) -> dict[str, float]:
 
 
 def ours(adata: ad.AnnData, seed: int) -> dict[str, np.ndarray]:
-    """NOLAN, and k-means on what it reads."""
-    nk.tl.nolan(adata, K, seed=seed)
-    index = NeighborhoodIndex.from_graph(
-        adata.obsp["spatial_connectivities"], adata.obsm["spatial"], adata.uns["nichekd"]["radius"]
-    )
-    latent = adata.obsm["X_scVI"]
-    means = neighborhood_means(index, latent, np.arange(adata.n_obs))
-    return {
-        "NOLAN": adata.obs["niche_teacher"].to_numpy(),
-        "k-means, neighborhood means": kmeans(means / means.std(0), seed),
-        "k-means, scVI": kmeans(latent, seed),
-    }
+    """NOLAN, and k-means on what it reads: scVI's latent, and as many principal components of log-normalised counts."""
+    adata.obsm["X_pca"] = principal_components(adata, adata.obsm["X_scVI"].shape[1])
+    found = {}
+    for name, rep in (("scVI", "X_scVI"), ("principal components", "X_pca")):
+        nk.tl.nolan(adata, K, use_rep=rep, seed=seed)
+        index = NeighborhoodIndex.from_graph(
+            adata.obsp["spatial_connectivities"], adata.obsm["spatial"], adata.uns["nichekd"]["radius"]
+        )
+        means = neighborhood_means(index, adata.obsm[rep])
+        found |= {
+            f"NOLAN, {name}": adata.obs["niche_teacher"].to_numpy(),
+            f"k-means of neighborhood means, {name}": kmeans(means / means.std(0), seed),
+            f"k-means of cells, {name}": kmeans(adata.obsm[rep], seed),
+        }
+    return found
+
+
+def principal_components(adata: ad.AnnData, n: int) -> np.ndarray:
+    table = ad.AnnData(adata.X.astype(np.float32))
+    sc.pp.normalize_total(table)
+    sc.pp.log1p(table)
+    sc.pp.pca(table, n_comps=n)
+    return table.obsm["X_pca"].astype(np.float32)
 
 
 def kmeans(features: np.ndarray, seed: int) -> np.ndarray:
@@ -84,7 +96,7 @@ def kmeans(features: np.ndarray, seed: int) -> np.ndarray:
 
 def for_squidpy(adata: ad.AnnData, graph: str) -> ad.AnnData:
     """A table with log-normalised expression, expression clusters and one of several graphs."""
-    table = ad.AnnData(adata.X.astype(np.float32), obs=adata.obs[["ClusterName"]].copy())
+    table = ad.AnnData(adata.X.astype(np.float32), obs=adata.obs[[CELL_TYPE]].copy())
     table.obsm["spatial"], table.obsm["X_scVI"] = adata.obsm["spatial"], adata.obsm["X_scVI"]
     sc.pp.normalize_total(table)
     sc.pp.log1p(table)
@@ -158,7 +170,7 @@ def rivals(adata: ad.AnnData, seed: int, *, first: bool) -> dict[str, np.ndarray
             found[f"squidpy cellcharter: {graph}, {hops} hops, {rep}"] = cellcharter(adata, graph, hops, rep, seed)
     if first:
         for graph in ("knn15", "radius"):
-            for groups in ("ClusterName", "leiden"):
+            for groups in (CELL_TYPE, "leiden"):
                 found[f"squidpy neighborhood: {graph}, {groups}"] = neighborhood(adata, graph, groups)
             found[f"squidpy utag: {graph}"] = utag(adata, graph)
     return found

@@ -46,7 +46,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(anndata|spatialdata|dask|geopandas|huggingface_hub|lightning|matplotlib|numpy|pandas|pathlib|scanpy|scipy|squidpy)\..*",
+        r"(anndata|spatialdata|dask|distributed|geopandas|huggingface_hub|lightning|matplotlib|numpy|pandas|pathlib|scanpy|scipy|squidpy)\..*",
     ),
     ("py:.*", r"nichekd\..*\._.*|Ellipsis"),  # private types of public arguments
     ("py:.*", r"(scvi|shapely|torch|torchvision|xarray|collections|typing|np|pd|nn|da)\..*"),

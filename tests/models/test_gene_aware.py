@@ -31,8 +31,9 @@ def test_point_reads_what_lies_under_it(network):
 
 
 def test_backbone_without_the_maps_is_refused():
-    with pytest.raises(ValueError, match="8, 16 and 32"):
-        GeneAwareNetwork("vit_tiny_patch16_224", n_targets=4, n_clusters=3)
+    small = {"depth": 3, "embed_dim": 32, "num_heads": 2}
+    with pytest.raises(ValueError, match="strides .*8, 16 and 32"):
+        GeneAwareNetwork("beit_base_patch16_224", n_targets=4, n_clusters=3, backbone_kwargs=small)
 
 
 def test_timm_backbone_gives_the_same_shape():

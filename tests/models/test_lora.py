@@ -8,7 +8,7 @@ from torch import nn
 
 from nichekd.models import LoraSettings
 from nichekd.models._encoder_zoo import build_timm
-from nichekd.models._lora import MARK, adapted_layers, add_lora, load_lora, lora_state
+from nichekd.models._lora import MARK, adapted_layers, add_lora, load_lora, lora_state, merge_lora
 
 SMALL = LoraSettings(r=2, alpha=4, dropout=0.0, blocks=2)
 
@@ -58,6 +58,23 @@ def test_only_the_adapters_are_written_and_read_back(crops):
     assert sum(value.numel() for value in state.values()) < 0.2 * sum(p.numel() for p in trained.parameters())
     again = load_lora(add_lora(vit(), SMALL), state)
     assert torch.equal(again.eval()(crops), trained.eval()(crops))
+
+
+def test_merged_adapters_leave_an_ordinary_module(crops):
+    plain = vit()
+    adapted = add_lora(vit(), SMALL).eval()
+    for name, parameter in adapted.named_parameters():
+        if MARK in name:
+            nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        before = adapted(crops)
+        merged = merge_lora(adapted)
+        torch.testing.assert_close(merged(crops), before, rtol=1e-4, atol=1e-5)
+    assert [(name, type(m)) for name, m in merged.named_modules()] == [(n, type(m)) for n, m in plain.named_modules()]
+    own = plain.state_dict()
+    changed = {name for name, value in merged.state_dict().items() if not torch.equal(value, own[name])}
+    assert changed == {f"{layer}.weight" for layer in adapted_layers(plain, 2)}
+    add_lora(merged, SMALL)  # and once more, as if nothing had been
 
 
 def test_adapters_of_another_encoder():

@@ -82,21 +82,17 @@ def test_prediction_together_is_prediction(index, section, monkeypatch):
     cells = np.random.default_rng(0).permutation(1500)[:300]
     fabric = make_fabric("cpu")
     alone = predict_together(fabric, network, index, section.obsm["X_pca"], cells)
-    parts: list[np.ndarray] = []
+    parts: dict[int, np.ndarray] = {}
 
     def gather(fabric, rows):
-        parts.append(rows)
-        return np.concatenate(parts)
+        parts[fabric.global_rank] = rows
+        return np.concatenate([parts.get(rank, rows) for rank in range(2)])
 
     monkeypatch.setattr("nichekd.tl._ranks.gathered", gather)
-    for rank in range(2):
+    for rank in range(2):  # one after the other: only the last has both halves
         ranked = SimpleNamespace(device=fabric.device, world_size=2, global_rank=rank)
-        if rank == 0:
-            with pytest.raises((IndexError, ValueError)):  # the other half is not there yet
-                predict_together(ranked, network, index, section.obsm["X_pca"], cells)
-        else:
-            together = predict_together(ranked, network, index, section.obsm["X_pca"], cells)
-    assert [len(part) for part in parts] == [150, 150]
+        together = predict_together(ranked, network, index, section.obsm["X_pca"], cells)
+    assert [len(part) for part in parts.values()] == [150, 150]
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
