@@ -59,7 +59,8 @@ def nolan(
     K
         Number of niches, from 2 to the number of training cells.
     use_rep
-        ``obsm`` key of the cells' features, (n, F).
+        ``obsm`` key of the cells' features, (n, F); of a panel of a few dozen genes, principal components (scanpy's
+        ``"X_pca"``) did better than scVI's latent.
     key_added
         Name of the result.
     split_key
