@@ -3,6 +3,7 @@ import pickle
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.sparse import csr_matrix
@@ -97,7 +98,7 @@ def test_saved_and_loaded_it_says_the_same_to_the_bit(student, batch, folder):
 def test_folder(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "student.safetensors"]
     config = json.loads((folder / "config.json").read_text())
-    assert config["format"] == 2
+    assert config["format"] == 3
     assert config["radius"] == 45.25
     assert config["niche_names"] == ["duct", "acinus", "stroma"]
     assert config["features"] == FEATURES
@@ -132,9 +133,106 @@ def test_card_of_a_uni2_student_names_its_licence(student):
     assert "non-commercial" in card
 
 
+@pytest.mark.parametrize("license_name", ["CC-BY-NC-ND-4.0", "CC-BY-NC-4.0"])
+def test_card_of_an_encoder_that_started_from_a_gated_one_names_its_licence(student, license_name):
+    card = student.configure(features=FEATURES | {"encoder": "gene_aware", "license": license_name}).card()
+    assert f"license: {license_name.lower()}" in card
+    assert f"licensed {license_name}." in card
+    assert "derivative" in card
+
+
 def test_card_of_features_nobody_recorded(student):
     card = student.configure(features={}, training={}).card()
-    assert card.count("not recorded") == 4
+    assert card.count("not recorded") == 5
+    assert "Not recorded. To judge it, run `nk.tl.agreement`" in card
+
+
+def test_card_tells_protocol_and_limits(student):
+    about = {"n_groups": 3, "n_neighbors": [48.0, 52.5], "mpp": [0.25, 0.25]}
+    dense = FEATURES | {"mode": "dense", "stride_px": 112, "stain": "macenko"}
+    training = {"n_cells": 100, "data": "two sections of pancreas", "before": {"n_cells": 7}}
+    card = student.configure(training_range=about, features=dense, training=training).card()
+    for said in (
+        "48.0 to 52.5 neighbors of a cell on average, images of 0.25 µm/px",
+        "read off tiles 112 px apart, stain normalised by macenko",
+        "n_cells: 100, data: two sections of pancreas, before: (n_cells: 7)",
+        "calibrated, factor 1.5",
+        "| 0.125 |",
+        "Intended for research on H&E of the tissue, stain and scanner that it was trained on",
+        'obs["niche_ood"]',
+    ):
+        assert said in card
+    assert "not calibrated" in student.configure(calibration=1.0).card()
+
+
+EVALUATED = pd.DataFrame(
+    {
+        "K": [3, 3, 3, 3, 20],
+        "key": ["niche", "niche_color", "niche_expression", "mine", "niche"],
+        "role": ["method", "floor", "ceiling", np.nan, "method"],
+        "ARI": np.float32([0.5, 0.25, 0.75, 0.125, 0.375]),
+        "ARI_sd": [0.0625, np.nan, np.nan, np.nan, np.nan],
+        "NMI": [0.5, 0.25, 0.75, np.nan, 0.4],
+        "n_cells": np.array([1145] * 5, dtype=np.int32),
+    }
+)
+
+
+def test_metrics_travel_with_floors_and_ceilings(student, tmp_path):
+    student.configure(metrics=EVALUATED)
+    assert [row["key"] for row in student.config.metrics] == ["niche", "niche_color", "niche_expression", "mine"]
+    assert student.config.metrics[3] == {
+        "K": 3,
+        "key": "mine",
+        "ARI": 0.125,
+        "n_cells": 1145,
+    }  # what is missing is left out
+    assert type(student.config.metrics[0]["ARI"]) is float
+    loaded = NicheStudent.load(student.save(tmp_path / "student"))
+    assert loaded.config == student.config
+    for line in (
+        "| method | role | ARI | NMI | n_cells |",
+        "| student | method | 0.500 ± 0.062 | 0.500 | 1,145 |",
+        "| student, colours alone | floor | 0.250 | 0.250 | 1,145 |",
+        "| student, expression in place of images | ceiling | 0.750 | 0.750 | 1,145 |",
+        "| mine |  | 0.125 |  | 1,145 |",
+        "floors are what images give that know nothing",
+    ):
+        assert line in (tmp_path / "student" / "README.md").read_text()
+
+
+def test_metrics_of_agreement(student):
+    """Without K and role."""
+    student.configure(metrics=pd.DataFrame({"key": ["niche"], "ARI": [0.5], "NMI": [0.25], "n_cells": [10]}))
+    assert "| method | ARI | NMI | n_cells |" in student.card()
+    assert student.configure(metrics=()).config.metrics == ()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "message"),
+    [
+        (0.5, TypeError, "metrics is a float. Hand in a table of nk.tl.agreement"),
+        ({"ARI": 0.5}, TypeError, "metrics is a dict"),
+        ([0.5], TypeError, "Row 0 of metrics is a float"),
+        ([{"key": "niche", "ARI": [0.5]}], TypeError, "Row 0 of metrics has a list as 'ARI'"),
+        ([{"ARI": 0.5}], ValueError, r"Row 0 of metrics is \{'ARI': 0.5\}: it names no method"),
+        ([{"key": "niche", "ARI": 0.5}, {"key": "a", "ARI": np.nan}], ValueError, "Row 1 .* or has no score"),
+        (EVALUATED.tail(1), ValueError, r"metrics are of K = \[20\], the student has 3 niches"),
+    ],
+)
+def test_metrics_that_are_none(student, metrics, error, message):
+    before = student.config
+    with pytest.raises(error, match=message):
+        student.configure(metrics=metrics)
+    assert student.config is before
+
+
+@pytest.mark.parametrize(("written", "lacks"), [(1, ("training_range", "metrics")), (2, ("metrics",))])
+def test_folders_of_older_versions(student, batch, folder, written, lacks):
+    edit_config(folder, format=written, **dict.fromkeys(lacks, "gone"))
+    loaded = NicheStudent.load(folder)
+    assert loaded(batch).equal(student(batch))
+    assert loaded.config.metrics == ()
 
 
 def test_nothing_is_unpickled(student, folder, batch):
@@ -207,8 +305,9 @@ def test_config_that_is_none(folder, text, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, r"of format 3; this version of nichekd reads formats 1 to 2.*Upgrade"),
-        ({"format": 1}, r"unknown \['training_range'\]"),
+        ({"format": 4}, r"of format 4; this version of nichekd reads formats 1 to 3.*Upgrade"),
+        ({"format": 1}, r"unknown \['metrics', 'training_range'\]"),
+        ({"format": 2}, r"unknown \['metrics'\]"),
         ({"format": "gone"}, "of format None"),
         ({"radius": "gone"}, r"lacks \['radius'\]"),
         ({"colour": 1}, r"unknown \['colour'\]"),
@@ -223,6 +322,9 @@ def test_config_that_is_none(folder, text, message):
         ({"niche_colors": ["red"]}, r"holds \{'niche_colors': \['red'\]\}"),
         ({"n_features": "9"}, r"holds \{'n_features': '9'\}"),
         ({"training_range": None}, r"holds \{'training_range': None\}"),
+        ({"metrics": None}, r"holds \{'metrics': None\}"),
+        ({"metrics": [{"ARI": 0.5}]}, r"holds \{'metrics': \[\{'ARI': 0\.5\}\]\}"),
+        ({"metrics": [{"key": "niche", "ARI": {}}]}, r"holds \{'metrics'"),
         ({"niche_names": ["a", "b"], "niche_colors": ["#111111", "#222222"]}, r"does not fit config.json.*head"),
         ({"n_features": 10}, r"does not fit config.json.*whiten"),
     ],
@@ -239,19 +341,6 @@ def test_hub_mixin_reads_what_it_wrote(student, batch, tmp_path):
     assert loaded(batch).equal(student(batch))
     assert loaded.config == student.config
     assert (tmp_path / "mine" / "README.md").read_text() == student.card()
-
-
-def test_hub_mixin_takes_a_snapshot(student, batch, folder, monkeypatch):
-    asked = {}
-
-    def snapshot(model_id, **options):
-        asked.update(options, model_id=model_id)
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    loaded = NicheStudent._from_pretrained(model_id="somebody/niches", revision="v1", token=None, proxies=None)
-    assert loaded(batch).equal(student(batch))
-    assert asked == {"model_id": "somebody/niches", "revision": "v1", "token": None}
 
 
 def build_mean() -> nn.Module:

@@ -129,4 +129,4 @@ def _take_weights(module: GeneAwareNetwork, pretrained: Encoder) -> None:
     missing = sorted(set(own) - set(state))
     if missing:
         raise ValueError(f"The weights of {pretrained.name!r} lack {missing[:3]} of its feature maps' network.")
-    network.load_state_dict({name: state[name].clone() for name in own})
+    network.load_state_dict({name: state[name] for name in own})
