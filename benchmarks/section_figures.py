@@ -2,7 +2,7 @@
 
     python benchmarks/section_figures.py SECTION section-evaluation
 
-SECTION is the folder that ``pancreas_section.py`` was given, and the other one what it wrote. Draws the niches, the
+SECTION is the folder that ``pancreas_section.py`` was given, and the other one what it wrote; it has to have finished. Draws the niches, the
 compositions and the bars of agreement with floors and ceilings into ``docs/_static``, and writes to
 ``results/section_probabilities.json``, of the test strip: how entropy differs between the borders of niches and their
 inside, and the accuracy of the surest cells (risk against coverage).
@@ -26,6 +26,7 @@ from nichekd.tl._evaluation_folder import EvaluationFolder
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+    from spatialdata import SpatialData
 
 STATIC = Path(__file__).parents[1] / "docs" / "_static"
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -47,7 +48,8 @@ def main() -> None:
     nk.pp.neighborhoods(sdata)
     folder, run = EvaluationFolder(options.evaluation), f"K{options.K}_seed{options.seed}"
     proba = take_results(adata, folder, run, options.K)
-    draw(sdata, pd.read_csv(options.evaluation / "evaluation.csv"))
+    rows = pd.DataFrame(json.loads((RESULTS / "pancreas_section.json").read_text())["rows"])
+    draw(sdata, rows[rows["K"] == options.K])
     result = {"K": options.K, "seed": options.seed} | {key: probabilities(adata, key, proba[key]) for key in STUDENTS}
     (RESULTS / "section_probabilities.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
@@ -62,11 +64,11 @@ def take_results(adata: AnnData, folder: EvaluationFolder, run: str, n_niches: i
     return {key: folder.outcome(run, key).calibrated.astype(np.float32) for key in STUDENTS}
 
 
-def draw(sdata: object, table: pd.DataFrame) -> None:
+def draw(sdata: SpatialData, table: pd.DataFrame) -> None:
     """The figures of the docs."""
     nk.pl.niches(sdata, keys=["niche_teacher", *MAIN], subset="test", save=STATIC / "section_niches.png", dpi=120)
     nk.pl.composition(
-        sdata, cell_type_key="cell_type", keys=["niche_gene_aware", "niche"], save=STATIC / "section_composition.png",
+        sdata, cell_type_key="cell_type", keys=["niche_gene_aware", "niche"], subset="test", save=STATIC / "section_composition.png",
         dpi=120,
     )  # fmt: skip
     nk.pl.agreement(table, save=STATIC / "section_agreement.png", dpi=120)
