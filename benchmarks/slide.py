@@ -328,7 +328,7 @@ def write(name: str, found: dict[str, Any], options: argparse.Namespace, *, n_ce
         "versions": {name: version(name) for name in ("nichekd", "torch", "numpy", "scikit-image", "scikit-learn")},
     }
     earlier = json.loads(file.read_text()) if file.is_file() else {}
-    file.write_text(json.dumps(earlier | about | {name: found}, indent=1) + "\n")
+    file.write_text(json.dumps(earlier | about | {name: found}, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps({name: found}, indent=1), flush=True)
 
 

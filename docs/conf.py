@@ -20,6 +20,7 @@ copyright = f"{datetime.now(tz=UTC):%Y}, {author}"
 version = release = info["Version"]
 repository = "https://github.com/nichekd/nichekd"
 os.environ["NICHEKD_PROGRESS"] = "false"  # bars of a run that is over tell nobody anything
+os.environ.pop("MPLBACKEND", None)  # another than the notebook's own leaves it without figures
 # sphinx_autodoc_typehints calls what Sphinx 10 will remove
 warnings.filterwarnings("ignore", message=".*_RstSnippetParser.*")
 # other projects' inventories are fetched from the web, so only where there is one

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 N_NICHES = (5, 10)
 FROZEN = "niche_frozen_encoder"  # the paper's student, on the encoder as it comes
 METHODS = (Keys.NICHE, FROZEN, Keys.niche(Keys.HISTOLOGY_NOLAN), Keys.niche(Keys.HISTOLOGY_LEIDEN))
-TITLES = {Keys.NICHE: "Student (H&E, gene-aware encoder)", FROZEN: "Student (H&E, frozen encoder)"}
+TITLES = {Keys.NICHE: "Student, gene-aware encoder (H&E)", FROZEN: "Student, frozen encoder (H&E)"}
 RESULT, STUDENT, FIGURE, TABLE = "result.zarr", "student", "niches.png", "agreement.csv"
 
 

@@ -117,7 +117,7 @@ def subset_mask(adata: AnnData, subset: str | None, *, split_key: str = Keys.SPL
     if split_key not in adata.obs:
         raise KeyError(
             f"subset={subset!r}, but obs[{split_key!r}] is missing; obs has {sorted(map(str, adata.obs.columns))}. "
-            "Run nk.pp.split first, or take all cells by subset=None."
+            "Run nk.pp.split, and after it the methods that are judged on it, or take all cells by subset=None."
         )
     split = adata.obs[split_key].astype(object)
     mask = (split == subset).to_numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from nichekd._keys import Keys, Split
@@ -64,11 +65,20 @@ def require(adata: AnnData, slot: str, key: str, *, run: str) -> Any:
     ------
     KeyError
         If it is missing; names what there is, and ``run``, the call that writes it.
+    ValueError
+        If it is a ``DataFrame`` of ``obsm`` whose rows are not the cells.
     """
     store = getattr(adata, slot)
     if key not in store:
         raise KeyError(f"{slot}[{key!r}] is missing; {slot} has {sorted(map(str, store.keys()))}. Run {run} first.")
-    return store[key]
+    value = store[key]
+    # anndata looks at the index when it is given the DataFrame, and from 0.13 on never again
+    if slot == "obsm" and isinstance(value, pd.DataFrame) and not value.index.equals(adata.obs_names):
+        raise ValueError(
+            f"obsm[{key!r}] is not aligned with the table: its index is not obs_names. Reorder it: "
+            f"adata.obsm[{key!r}] = adata.obsm[{key!r}].loc[adata.obs_names]."
+        )
+    return value
 
 
 def centres_um(adata: AnnData) -> NDArray[np.float64]:
@@ -83,6 +93,11 @@ def centres_um(adata: AnnData) -> NDArray[np.float64]:
     ValueError
         If it is not (n, 2), or holds NaN, infinite or duplicate centres.
     """
+    if Keys.SPATIAL not in adata.obsm:
+        raise KeyError(
+            f"obsm['spatial'] is missing; obsm has {sorted(map(str, adata.obsm.keys()))}. Put the cells' centres there, "
+            "in µm, if x and y are columns of obs by adata.obsm['spatial'] = adata.obs[['x', 'y']].to_numpy()."
+        )
     stored = require(adata, "obsm", Keys.SPATIAL, run="nk.io.paired")
     try:
         xy = np.asarray(stored, dtype=np.float64)

@@ -11,13 +11,14 @@ import tifffile
 from typer.testing import CliRunner
 
 import nichekd as nk
+from nichekd._report import _write
 from nichekd.cli import app
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MPP = 0.5
-N_CELLS = 1500  # more than a feature store commits at once, 1,024
+N_CELLS = 1150  # more than a feature store commits at once, 1,024
 
 
 def nichekd(*arguments: object) -> SimpleNamespace:
@@ -66,3 +67,9 @@ def finished(clinic, tmp_path_factory):
     result = nichekd("predict", clinic.slide, "--student", clinic.student, "--out", out)
     assert result.code == 0, result.err
     return SimpleNamespace(out=out, said=result.out, err=result.err)
+
+
+@pytest.fixture
+def unpictured(monkeypatch):
+    """Reports without their figures, which take most of the time."""
+    monkeypatch.setattr(_write, "_pictures", lambda *_: dict.fromkeys(("map", "uncertainty", "crops", "field"), ""))

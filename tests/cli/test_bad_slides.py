@@ -37,7 +37,9 @@ def bad(clinic, slide_writer, tmp_path_factory):
     (folder / "points.geojson").write_text(json.dumps([POINTS]))
     (folder / "region.geojson").write_text(json.dumps([REGION]))
     (folder / "cut.geojson").write_text('{"type": "FeatureColl')
-    nk.datasets.simulate(20, K=2, mpp=0.5).write(folder / "cells.zarr")
+    cells = nk.datasets.simulate(20, K=2, mpp=0.5)
+    cells.write(folder / "cells.zarr")
+    cells["table"].write_h5ad(folder / "cells.h5ad")
     student = nk.models.NicheStudent.load(clinic.student)
     for name, changes in (("uni2", {"encoder": "uni2"}), ("other", {"fingerprint": "0" * 16})):
         config = replace(student.config, features=student.config.features | changes)
@@ -75,8 +77,9 @@ def one_line(err: str) -> str:
         (["slide.ome.tif", "--nuclei", "region.geojson"], "median area"),
         (["slide.ome.tif", "--nuclei", "nowhere.geojson"], "nowhere.geojson"),
         (["cells.zarr", "--nuclei", "points.geojson"], "has cells already"),
+        (["cells.h5ad"], "cells.h5ad has none. Name the IMAGE"),
         (["cells.zarr", "--table-key", "none"], "no table 'none'"),
-        (["slide.ome.tif", "--weights", "w.pt", "--use-rep", "X"], "no weights are needed"),
+        (["cells.zarr", "--weights", "w.pt", "--use-rep", "X"], "no weights are needed"),
         (["slide.ome.tif", "--device", "abacus"], "abacus"),
     ],
 )
@@ -127,19 +130,28 @@ def test_where_results_can_not_go(clinic, nichekd, tmp_path):
     call = ["--quiet", "predict", clinic.slide, "--student", clinic.student, "--out"]
     (tmp_path / "file").write_text("mine")
     assert "is a file; name a folder" in nichekd(*call, tmp_path / "file").err
-    (tmp_path / "out" / "work").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text("{")
     result = nichekd(*call, tmp_path / "out")
     assert result.code == 2
     assert "run.json is damaged" in one_line(result.err)
 
 
+@pytest.mark.parametrize("name", ["thesis.tex", "features"])
+def test_work_of_somebody_else_is_left_alone(name, clinic, nichekd, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / name).write_text("mine")
+    call = ["--quiet", "predict", clinic.slide, "--student", clinic.student, "--overwrite", "--out", tmp_path]
+    result = nichekd(*call)
+    assert result.code == 2
+    assert f"holds {name}, which nichekd did not leave there" in one_line(result.err)
+    assert [path.read_text() for path in (tmp_path / "work").iterdir()] == ["mine"]
+
+
 def test_a_real_process_shows_no_traceback(bad):
-    run = [sys.executable, "-c", "from nichekd.cli import app; app()", "predict", "letter.svs", "--student", "student"]
-    run += ["--out", "new"]
+    run = [sys.executable, "-c", "from nichekd.cli import app; app()", "info", "letter.svs"]
     result = subprocess.run(run, capture_output=True, text=True, check=False, cwd=bad)
     seen = SimpleNamespace(code=result.returncode, said=result.stderr.strip().splitlines())
     assert seen.code == 2
     assert len(seen.said) == 1
     assert seen.said[0].startswith("Error: letter.svs is no image")
-    assert not (bad / "new").exists()

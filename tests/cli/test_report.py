@@ -11,6 +11,7 @@ from nichekd._image import get_image
 from nichekd._report import Run, write_report
 from nichekd._report._numbers import areas, niche_table
 
+NORMAL = Run(slide="slide.svs", student="student", command="nichekd predict")
 EVIL = '<script>alert("x")</script>'
 
 
@@ -20,14 +21,13 @@ def predicted(finished, clinic):
     return sdata, nk.models.NicheStudent.load(clinic.student)
 
 
-def report_of(sdata, student, path, **said):
-    run = Run(**{"slide": "slide.svs", "student": "student", "command": "nichekd predict"} | said)
+def report_of(sdata, student, path, run=NORMAL):
     write_report(sdata, student, get_image(sdata, sdata["table"]), path, run=run)
     return path.read_text(encoding="utf-8")
 
 
 def test_areas_by_hand():
-    """A lattice of cells 10 µm apart, 3 columns of 4 of one niche, 2 of the other: 100 µm² each, and the margin."""
+    """Cells on a lattice, 10 µm apart, 30 columns of 40 of one niche, 20 of the other: 100 µm² each, and the margin."""
     x, y = np.meshgrid(np.arange(50), np.arange(40))
     xy = 10.0 * np.column_stack([x.ravel(), y.ravel()])
     code = (xy[:, 0] >= 300).astype(int)  # 30 columns, and 20
@@ -54,25 +54,28 @@ def test_niche_table_counts_all_cells(predicted):
 
 def test_nothing_that_a_user_wrote_is_html(predicted, tmp_path):
     sdata, student = predicted
-    names = (EVIL, "a & b", "$$slide")
+    names = (EVIL, "a & b", "$slide")
     student.configure(niche_names=names, training={"data": EVIL})
-    sdata["table"].obs["niche"] = sdata["table"].obs["niche"].cat.rename_categories(dict(zip("012", names, strict=True)))
+    sdata["table"].obs["niche"] = (
+        sdata["table"].obs["niche"].cat.rename_categories(dict(zip("012", names, strict=True)))
+    )
     sdata["table"].uns["nichekd"]["segment_nuclei"]["source"] = EVIL
-    page = report_of(sdata, student, tmp_path / "r.html", slide=EVIL, student=EVIL, command=EVIL, warnings=(EVIL,))
+    run = Run(slide=EVIL, student=EVIL, command=EVIL, warnings=(EVIL, EVIL))
+    page = report_of(sdata, student, tmp_path / "r.html", run)
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;") >= 6
     assert "a &amp; b" in page
-    assert "$$slide" in page
+    assert "$slide" in page
 
 
-def test_it_says_that_nothing_is_wrong(predicted, tmp_path):
+def test_it_says_that_nothing_is_wrong(predicted, tmp_path, unpictured):
     page = report_of(*predicted, tmp_path / "r.html")
     assert "No warnings" in page
     assert "Read this first" not in page
     assert "Licence" not in page
 
 
-def test_it_says_what_was_not_checked_and_whose_weights_they_are(predicted, tmp_path):
+def test_it_says_what_was_not_checked_and_whose_weights_they_are(predicted, tmp_path, unpictured):
     sdata, student = predicted
     student.training_range = None
     student.configure(features=student.config.features | {"encoder": "uni2"})

@@ -57,7 +57,9 @@ def test_squidpy_co_occurrence(cells):
     assert np.isfinite(found).all()
 
 
-@pytest.mark.filterwarnings("ignore:The set_bad function", "ignore:No data for colormapping")  # squidpy's calls
+@pytest.mark.filterwarnings(  # squidpy's calls
+    "ignore:The set_bad function", "ignore:No data for colormapping", "ignore:The method obs_vector:FutureWarning"
+)
 def test_squidpy_spatial_scatter(cells, tmp_path):
     sq.pl.spatial_scatter(cells, color=["niche", "niche_entropy"], shape=None, save=tmp_path / "niches.png")
     assert (tmp_path / "niches.png").stat().st_size > 10_000

@@ -210,7 +210,7 @@ def test_not_a_table(image):
 
 def test_no_centres(adata, image):
     del adata.obsm["spatial"]
-    with pytest.raises(KeyError, match=r"obsm\['spatial'\] is missing"):
+    with pytest.raises(KeyError, match=r"obsm\['spatial'\] is missing; obsm has \[\]\. Put .* there, in µm"):
         nk.io.paired(adata, image, mpp=0.5)
 
 

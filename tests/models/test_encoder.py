@@ -199,6 +199,8 @@ def test_get_encoder_refuses_other_things():
 def test_unknown_names_are_listed_and_the_nearest_named():
     with pytest.raises(ValueError, match=r"efficientnet_lite0.*resnet18"):
         nk.models.get_encoder("resnet-18")
+    with pytest.raises(ValueError, match=r"nearest: \['efficientnet_lite0', 'efficientnet_lite\d', "):
+        nk.models.get_encoder("efficientnet-lite0")
 
 
 def test_register(clean_registry):

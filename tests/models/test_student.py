@@ -170,7 +170,7 @@ EVALUATED = pd.DataFrame(
         "K": [3, 3, 3, 3, 20],
         "key": ["niche", "niche_color", "niche_expression", "mine", "niche"],
         "role": ["method", "floor", "ceiling", np.nan, "method"],
-        "ARI": np.float32([0.5, 0.25, 0.75, 0.125, 0.375]),
+        "ARI": np.array([0.5, 0.25, 0.75, 0.125, 0.375], dtype=np.float32),
         "ARI_sd": [0.0625, np.nan, np.nan, np.nan, np.nan],
         "NMI": [0.5, 0.25, 0.75, np.nan, 0.4],
         "n_cells": np.array([1145] * 5, dtype=np.int32),

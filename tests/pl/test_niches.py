@@ -84,6 +84,14 @@ def test_legend_names_each_niche_once(slide):
     assert len(set(legend(fig).values())) == 5
 
 
+def test_legend_has_the_titles_handed_in(slide):
+    """Without what is in brackets, unless two panels differ by nothing else."""
+    fig = nk.pl.niches(slide, titles={"niche_histology_leiden": "Leiden (H&E)"})
+    assert list(legend(fig))[-1] == "Leiden e"
+    fig = nk.pl.niches(slide, titles={"niche_histology_leiden": "Leiden (H&E)", "niche": "Leiden (student)"})
+    assert list(legend(fig))[-1] == "Leiden (H&E) e"
+
+
 def test_cells_without_a_label_are_grey_and_in_the_legend(cells, panels):
     cells.obs["niche"] = cells.obs["niche"].where(np.arange(400) > 0)
     fig = nk.pl.niches(cells, keys=["niche_teacher", "niche"])

@@ -12,6 +12,7 @@ from scipy import sparse
 
 import nichekd as nk
 from nichekd._image import get_image
+from nichekd._record import record
 
 MPP = 0.5
 
@@ -151,6 +152,25 @@ def test_an_old_graph_is_called_out(adata):
     nk.pp.neighborhoods(adata, radius=20)
     with pytest.warns(UserWarning, match=r"before this split.*Run nk\.pp\.neighborhoods again"):
         nk.pp.split(adata, crop_px=0)
+
+
+@pytest.mark.parametrize(
+    ("function", "call"), [("expression_features", "nk.pp.expression_features"), ("distill", "nk.tl.distill")]
+)
+def test_what_was_fitted_on_its_test_cells_is_called_out(adata, function, call):
+    record(adata, function)
+    with pytest.warns(UserWarning, match=rf"{call} fitted before this split may have seen its test cells"):
+        nk.pp.split(adata, crop_px=0)
+
+
+def test_the_same_split_again_makes_nothing_old(adata):
+    """Warnings are errors here."""
+    nk.pp.split(adata, crop_px=0)
+    nk.pp.neighborhoods(adata, radius=20)
+    record(adata, "distill")
+    nk.pp.split(adata, crop_px=0)
+    with pytest.warns(UserWarning, match=r"neighborhoods again\. What nk\.tl\.distill fitted"):
+        nk.pp.split(adata, crop_px=0, test_strip=2)
 
 
 @pytest.mark.real_data

@@ -171,6 +171,7 @@ def test_teacher_by_labels_with_gaps(taught_cells, distill):
 
 @pytest.mark.filterwarnings("ignore:Changing the sparsity structure")  # scanpy's, on its own graph
 @pytest.mark.filterwarnings(r"ignore:\s*In the future, the default backend for leiden:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The `igraph` implementation of leiden:FutureWarning")  # the same of scanpy 1.12
 def test_teacher_by_squidpy(taught_cells, quickly):
     import squidpy as sq
 

@@ -33,6 +33,15 @@ def test_worked_by_hand(line):
     assert table["cell_types"].tolist() == ["x 67%, y 33%", "y 100%", ""]
 
 
+def test_cells_without_counts_make_no_markers(line):
+    """Nor warnings of scanpy's; a niche of which one cell is left has none."""
+    line.X = line.X.toarray()
+    line.X[0] = 0
+    assert nk.tl.niche_summary(line, n_markers=1)["markers"].tolist() == ["left", "right", ""]
+    line.X[1] = 0
+    assert nk.tl.niche_summary(line, n_markers=1)["markers"].tolist() == ["", "", ""]
+
+
 def test_usage(line):
     attrs = nk.tl.niche_summary(line, n_markers=0).attrs
     assert attrs["n_live"] == 2

@@ -34,7 +34,7 @@ def picture(figure: Figure, alt: str, *, dpi: float) -> str:
 def facts_table(facts: Mapping[str, Any]) -> str:
     """Names and values, a row each."""
     rows = (f"<tr><th scope=row>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
-    return f'<div class=wide><table class=facts>{"".join(rows)}</table></div>'
+    return f"<div class=wide><table class=facts>{''.join(rows)}</table></div>"
 
 
 def notices(sentences: Sequence[str], *, kind: str, title: str) -> str:

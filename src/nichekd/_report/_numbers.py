@@ -36,7 +36,9 @@ def niche_table(adata: AnnData, key: str = Keys.NICHE) -> pd.DataFrame:
 
     labels = labels_of(adata, key)
     proba = np.asarray(adata.obsm[Keys.student(key)[1]]).max(axis=1)
-    score = adata.obs[Keys.ood(key)].to_numpy(dtype=float) if Keys.ood(key) in adata.obs else np.full(len(proba), np.nan)
+    score = (
+        adata.obs[Keys.ood(key)].to_numpy(dtype=float) if Keys.ood(key) in adata.obs else np.full(len(proba), np.nan)
+    )
     n = len(labels.categories)
     code = np.where(labels.codes < 0, n, labels.codes)
     n_cells = np.bincount(code, minlength=n + 1)

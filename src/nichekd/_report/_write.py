@@ -138,7 +138,11 @@ def _pictures(
     crop_px = int(np.clip(round(field / image.mpp), 16, LARGEST_CROP_PX))
     where: dict[str, Any] = {"image_key": image.key, "table_key": table_key}
     figures = {
-        "map": (pl.niches(sdata, keys=[key], **where), "The slide, and its cells in the colours of their niches", MAP_DPI),
+        "map": (
+            pl.niches(sdata, keys=[key], **where),
+            "The slide, and its cells in the colours of their niches",
+            MAP_DPI,
+        ),
         "uncertainty": (
             pl.uncertainty(sdata, keys=[Keys.student(key)[2], *ood], table_key=table_key),
             "Maps of the entropy and of the out-of-distribution score",

@@ -77,7 +77,7 @@ def describe_slide(path: Path) -> Facts:
 
 def _format_of(path: Path) -> str:
     from openslide import OpenSlide
-    from tifffile import TiffFile, TiffFileError
+    from tifffile import COMPRESSION, TiffFile, TiffFileError
 
     from nichekd.io._read_image import PHOTO_SUFFIXES
 
@@ -90,7 +90,7 @@ def _format_of(path: Path) -> str:
             page = tiff.pages.first
             kind = "OME-TIFF" if tiff.is_ome else "Aperio TIFF" if tiff.is_svs else "TIFF"
             tiles = f"tiles of {page.tilewidth} × {page.tilelength} px" if page.is_tiled else "not tiled"
-            return f"{kind}, {tiles}, {page.compression.name.lower()}"
+            return f"{kind}, {tiles}, {COMPRESSION(page.compression).name.lower()}"
     except TiffFileError:
         return f"{OpenSlide.detect_format(path)}, read by OpenSlide"
 
@@ -215,5 +215,7 @@ def _describe_table(adata: AnnData) -> Facts:
 
 
 def _features(about: Mapping[str, Any]) -> str:
-    crop = f", crops of {int(about['crop_px'])} px at {float(about['mpp']):.4g} µm per pixel" if "crop_px" in about else ""
+    crop = (
+        f", crops of {int(about['crop_px'])} px at {float(about['mpp']):.4g} µm per pixel" if "crop_px" in about else ""
+    )
     return f"{about.get('encoder', 'unknown encoder')}, {int(about.get('n_features', 0))} features{crop}"

@@ -18,7 +18,9 @@ def predict(
     ],
     student: Annotated[
         str,
-        typer.Option("--student", "-s", help="Folder of a student, or its name on a hub: OWNER/NAME.", show_default=False),
+        typer.Option(
+            "--student", "-s", help="Folder of a student, or its name on a hub: OWNER/NAME.", show_default=False
+        ),
     ],
     out: Annotated[
         Path,

@@ -81,8 +81,7 @@ def to_folder(asked: Asked) -> int:
 
     folder = RunFolder(asked.out)
     _data.check_free([asked.out / name for name in RESULTS], overwrite=True, inputs=[asked.data, asked.image])
-    if not asked.overwrite:
-        folder.check_free()
+    folder.check_free(overwrite=asked.overwrite)
     with _collected() as said:
         student, cells, encoder = _read(asked)
         if not getattr(cells, "images", None):
@@ -176,9 +175,7 @@ def _keep_nuclei(asked: Asked, cells: Any, folder: RunFolder) -> None:
             SpatialData(shapes=dict(cells.shapes), tables=dict(cells.tables)).write(path)
 
 
-def _write(
-    asked: Asked, folder: RunFolder, cells: SpatialData, student: NicheStudent, said: list[str]
-) -> None:
+def _write(asked: Asked, folder: RunFolder, cells: SpatialData, student: NicheStudent, said: list[str]) -> None:
     """The results, the slowest and largest first."""
     import matplotlib.pyplot as plt
 
@@ -195,8 +192,7 @@ def _write(
         result_object(cells, image, full_image=asked.full_image).write(path)
     with folder.result(CELLS) as path:
         cell_frame(get_table(cells, table_key)).to_parquet(path, index=False)
-    with folder.result(GEOJSON) as path:
-        io.write_geojson(cells, path, table_key=table_key)
+    io.write_geojson(cells, folder.path / GEOJSON, table_key=table_key)  # whole or not at all, too
     with folder.result(MAP) as path:
         plt.close(pl.niches(cells, keys=[Keys.NICHE], table_key=table_key, save=path))
     run = Run(slide=str(asked.image or asked.data), student=asked.student, command=asked.command, warnings=tuple(said))

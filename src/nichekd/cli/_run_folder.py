@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,13 @@ MAP, CELLS, GEOJSON, RESULT, REPORT = "niches.png", "cells.parquet", "niches.geo
 RESULTS = (MAP, CELLS, GEOJSON, RESULT, REPORT)
 RUN, WORK, LOCK = "run.json", "work", "run.lock"
 NUCLEI, FEATURES = "nuclei.zarr", "features"  # in WORK; what a killed run leaves to the next
+UNFINISHED = (
+    NUCLEI,
+    f"new-{NUCLEI}",
+    FEATURES,
+    *RESULTS,
+    f"{RUN}.new",
+)  # all there may be in WORK, besides RUN and LOCK
 
 
 class RunFolder:
@@ -39,18 +45,27 @@ class RunFolder:
         self.path = path
         self.work = path / WORK
 
-    def check_free(self) -> None:
-        """Refuse a folder with results.
+    def check_free(self, *, overwrite: bool) -> None:
+        """Refuse a folder with results, or with something else that is in the way.
 
         Raises
         ------
         FileExistsError
-            If a run is finished there, or something else has left results of these names.
+            If a run is finished there, or something else has left results of these names, and may not be overwritten;
+            if its ``work`` is not ours.
         NotADirectoryError
             If the path is a file.
         """
         if self.path.is_file():
             raise NotADirectoryError(f"--out {self.path} is a file; name a folder, or an ending: .zarr or .h5ad.")
+        here = {path.name for path in self.work.iterdir()} if self.work.is_dir() else set()
+        if others := here - {LOCK, f"{RUN}.new"} if RUN not in here else here - {LOCK, RUN, *UNFINISHED}:
+            raise FileExistsError(
+                f"{self.work} holds {', '.join(sorted(others)[:3])}, which nichekd did not leave there and would be in "
+                "its way. Name another --out."
+            )
+        if overwrite:
+            return
         if (self.path / RUN).exists():
             raise FileExistsError(
                 f"{self.path} holds a finished run{_shown(read_run(self.path))}. Name another --out, or add --overwrite."
@@ -98,10 +113,14 @@ class RunFolder:
                 yield
             finally:
                 if (self.path / RUN).exists() or not self._kept():  # finished, or failed before anything was done
-                    shutil.rmtree(self.work, ignore_errors=True)
+                    self._clear_work()
+                    (self.work / RUN).unlink(missing_ok=True)
+                    with suppress(PermissionError):  # Windows, while it is held
+                        (self.work / LOCK).unlink(missing_ok=True)
                 lock.release()
-                if is_new and self.path.is_dir() and not any(self.path.iterdir()):
-                    self.path.rmdir()
+                for folder in (self.work, *([self.path] if is_new else [])):
+                    if folder.is_dir() and not any(folder.iterdir()):
+                        folder.rmdir()
 
     @contextmanager
     def keeping(self, name: str) -> Iterator[Path]:
@@ -133,13 +152,10 @@ class RunFolder:
         elif goes_on:
             goes_on = not self._differs(made_of)
         if not goes_on:
-            if not overwrite:
-                self.check_free()  # another run may have finished since this one looked
+            self.check_free(overwrite=overwrite)  # another run may have finished since this one looked
             for name in (RUN, *RESULTS):
                 _data.remove(self.path / name)
-            for path in self.work.iterdir():
-                if path.name != LOCK:
-                    _data.remove(path)
+            self._clear_work()
         shown = {name: list(pair) for name, pair in made_of.items()}
         _write_json(self.work / RUN, {"format": FORMAT, "started": now(), "made_of": shown})
 
@@ -158,6 +174,10 @@ class RunFolder:
             for name in sorted({*found, *made_of})
             if (found.get(name) or [None])[0] != (made_of.get(name) or [None])[0]
         ]
+
+    def _clear_work(self) -> None:
+        for name in UNFINISHED:
+            _data.remove(self.work / name)
 
     def _kept(self) -> bool:
         return any((self.work / name).exists() for name in (NUCLEI, FEATURES))
@@ -205,7 +225,9 @@ def _named(pair: Any) -> str:
 
 
 def _shown(run: dict[str, Any] | None) -> str:
-    parts = [f"{name} {pair[1]}" for name, pair in (run or {}).get("made_of", {}).items() if name in ("slide", "student")]
+    parts = [
+        f"{name} {pair[1]}" for name, pair in (run or {}).get("made_of", {}).items() if name in ("slide", "student")
+    ]
     return f" ({', '.join(parts)})" if parts else ""
 
 

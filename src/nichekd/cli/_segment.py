@@ -65,8 +65,8 @@ def segment(
     from nichekd.cli import _data, _nuclei
     from nichekd.cli._slide import read_slide, words_of_the_shell
 
-    given = {"faint": faint, "min_area_um2": min_area, "max_area_um2": max_area}
-    given = {name: value for name, value in given.items() if value is not None}
+    asked = {"faint": faint, "min_area_um2": min_area, "max_area_um2": max_area}
+    given = {name: value for name, value in asked.items() if value is not None}
     if given and method != "watershed":
         raise ValueError(f"--faint, --min-area and --max-area go with watershed, not with --method {method}.")
     if model is not None and method == "watershed":

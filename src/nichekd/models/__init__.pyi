@@ -9,6 +9,7 @@ from ._cuca import CucaConfig as CucaConfig
 from ._encoder import Encoder as Encoder
 from ._encoder import get_encoder as get_encoder
 from ._encoder import register_encoder as register_encoder
+from ._hub import HubAccessError as HubAccessError
 from ._lora import LoraSettings as LoraSettings
 from ._neighborhood_batch import NeighborhoodBatch as NeighborhoodBatch
 from ._neighborhood_batch import NeighborhoodIndex as NeighborhoodIndex
@@ -19,7 +20,7 @@ from ._nolan import NolanNetwork as NolanNetwork
 from ._nolan import NolanSettings as NolanSettings
 from ._stain import CropAugmentation as CropAugmentation
 from ._student import NicheStudent as NicheStudent
-from ._student import StudentConfig as StudentConfig
+from ._student_config import StudentConfig as StudentConfig
 from ._training_range import TrainingRange as TrainingRange
 from ._weights import EncoderAccessError as EncoderAccessError
 from ._whiten import Whiten as Whiten

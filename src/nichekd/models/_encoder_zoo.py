@@ -84,7 +84,7 @@ def timm_encoder(name: str, weights: str | Path | None, *, known: list[str]) -> 
 
     from_hub = name.startswith(("hf-hub:", "hf_hub:"))
     if not from_hub and not timm.is_model(name):
-        near = difflib.get_close_matches(name, [*known, *timm.list_models()], n=3)
+        near = difflib.get_close_matches(name, sorted({*known, *timm.list_models()}), n=3)
         raise ValueError(
             f"There is no encoder {name!r}; there are {known}, and the models of timm"
             + (f" (nearest: {near})" if near else "")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, field, fields, replace
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,9 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from nichekd.models._folder import read_folder, write_folder
-from nichekd.models._neighborhood_transformer import NeighborhoodConfig, neighborhood_network
+from nichekd.models._hub import fetch_folder, writing
+from nichekd.models._neighborhood_transformer import neighborhood_network
+from nichekd.models._student_config import CONFIG, StudentConfig
 from nichekd.models._training_range import TrainingRange
 from nichekd.models._whiten import Whiten
 
@@ -20,106 +22,8 @@ if TYPE_CHECKING:
     from nichekd.models._encoder import Encoder
     from nichekd.models._neighborhood_batch import NeighborhoodBatch
 
-FORMAT = 2
-ADDED = {"training_range": 2}  # values of the config, by the format that they came with
-WEIGHTS, CONFIG, CARD, ENCODER = "student.safetensors", "config.json", "README.md", "encoder"
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """What a student carries, so that nothing has to be remembered at inference.
-
-    Attributes
-    ----------
-    n_features
-        Length of a cell's image features.
-    network
-        Sizes of its neighborhood network, which reads their principal components.
-    niche_names, niche_colors
-        K names and hex colours; a niche's place is its column in the logits.
-    radius
-        Of a neighborhood, µm.
-    temperature
-        Of the distillation; probabilities are ``softmax(logits / (temperature * calibration))``.
-    calibration
-        Factor set by :func:`nichekd.tl.calibrate`; 1 where it has not run.
-    features
-        Encoder, fingerprint, crop and mpp of the image features, as :func:`nichekd.pp.histology_features` records them.
-    training
-        Facts for the model card: data, split, seeds, metrics.
-    training_range
-        What the training tissue was like, lowest and highest over its sections: ``mpp`` of the images, mean
-        ``n_neighbors``, and ``color`` of the crops; and the number of ``n_groups`` of
-        :class:`nichekd.models.TrainingRange`. Empty where it is not known.
-    """
-
-    n_features: int
-    network: NeighborhoodConfig
-    niche_names: tuple[str, ...]
-    niche_colors: tuple[str, ...]
-    radius: float
-    temperature: float = 1.0
-    calibration: float = 1.0
-    features: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    training_range: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values, for ``config.json``."""
-        return {"format": FORMAT} | asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> StudentConfig:
-        """Back from ``config.json``.
-
-        Raises
-        ------
-        ValueError
-            If the values are of a later format, or some are missing or unknown.
-        """
-        written = values.get("format")
-        if not isinstance(written, int) or not 1 <= written <= FORMAT:
-            raise ValueError(
-                f"The student is of format {written}; this version of nichekd reads formats 1 to {FORMAT}. "
-                "Upgrade nichekd, or distil the student anew."
-            )
-        known = {f.name for f in fields(cls)} - {name for name, since in ADDED.items() if since > written}
-        given = set(values) - {"format"}
-        if given != known:
-            raise ValueError(
-                f"{CONFIG} lacks {sorted(known - given)} and holds unknown {sorted(given - known)}; "
-                "it is damaged. Fetch the student's folder again."
-            )
-        values = {k: v for k, v in values.items() if k != "format"}
-        _check_values(values)
-        network = _network_config(values.pop("network"))
-        names, colors = tuple(values.pop("niche_names")), tuple(values.pop("niche_colors"))
-        return cls(network=network, niche_names=names, niche_colors=colors, **values)
-
-
-def _check_values(values: dict[str, Any]) -> None:
-    """Refuse what no student was saved with; the checksum is of the weights alone."""
-    names, colors = values["niche_names"], values["niche_colors"]
-    are_lists = isinstance(names, (list, tuple)) and isinstance(colors, (list, tuple))
-    right = {
-        "n_features": isinstance(values["n_features"], int) and values["n_features"] > 0,
-        "niche_names": isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names),
-        "niche_colors": are_lists and len(colors) == len(names),
-    }
-    for key in ("radius", "temperature", "calibration"):
-        right[key] = isinstance(values[key], (int, float)) and math.isfinite(values[key]) and values[key] > 0
-    right |= {key: isinstance(values.get(key, {}), dict) for key in ("features", "training", "training_range")}
-    if wrong := {key: values[key] for key, is_right in right.items() if not is_right}:
-        raise ValueError(f"{CONFIG} holds {wrong}, as no student does; it is damaged. Fetch the folder again.")
-
-
-def _network_config(values: Any) -> NeighborhoodConfig:
-    known = {f.name for f in fields(NeighborhoodConfig)}
-    if not isinstance(values, dict) or set(values) != known:
-        raise ValueError(
-            f"The network of {CONFIG} is {values!r}; it has to name {sorted(known)}. Fetch the student's folder again."
-        )
-    return NeighborhoodConfig(**values)
+WEIGHTS, CARD, ENCODER = "student.safetensors", "README.md", "encoder"
+FILES = (WEIGHTS, CONFIG, CARD, f"{ENCODER}/*")  # all there is to a student
 
 
 class NicheStudent(
@@ -181,7 +85,25 @@ class NicheStudent(
         return self.configure(training_range=about)
 
     def configure(self, **changes: Any) -> NicheStudent:
-        """Change values of the config in place; returns the student."""
+        """Change values of the config in place; returns the student.
+
+        Parameters
+        ----------
+        changes
+            Attributes of :class:`StudentConfig`, such as ``niche_names``, or ``metrics`` for the model card.
+
+        Raises
+        ------
+        TypeError
+            If there is no such value, or ``metrics`` is no table.
+        ValueError
+            If ``metrics`` name no methods, have no scores, or are of another number of niches.
+
+        Examples
+        --------
+        >>> import nichekd as nk
+        >>> student.configure(metrics=nk.tl.agreement(sdata))  # doctest: +SKIP
+        """
         self.config = replace(self.config, **changes)
         return self
 
@@ -237,20 +159,91 @@ class NicheStudent(
         """The model card, Markdown with the hub's YAML header."""
         from nichekd.models._card import student_card
 
-        return student_card(self.config)
+        return student_card(self.config, brings_encoder=self.encoder is not None)
 
     def _weights(self) -> dict[str, Tensor]:
         """Without the encoder's, which is no submodule and has files of its own."""
         return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> NicheStudent:
+        """Load a student from a hub, or a folder as :meth:`load` does; nothing in it is unpickled.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path
+            OWNER/NAME on the hub, or a folder, which goes first.
+        revision
+            Branch, tag or commit; default the latest.
+        token
+            For one that is private or gated; default the one that ``hf auth login`` keeps.
+        cache_dir, force_download, local_files_only
+            Where copies are kept, whether they are fetched anew, and whether they have to do. Only a student's own
+            files are fetched, whatever else the repository holds.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such folder, repository or revision, or it holds no student.
+        HubAccessError
+            If it is gated or the token is refused, or if the hub can't be reached and there is no copy.
+        ValueError
+            If a file is damaged, weights and config don't fit each other, or the name can't be a repository's.
+        """
+        if Path(pretrained_model_name_or_path).is_dir():
+            return cls.load(pretrained_model_name_or_path)
+        folder = fetch_folder(
+            str(pretrained_model_name_or_path), FILES, revision=revision, token=token, cache_dir=cache_dir,
+            force_download=force_download, local_files_only=local_files_only,
+        )  # fmt: skip
+        return cls.load(folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
+        """Put the student's folder on a hub, its encoder with it where it brings one.
+
+        Parameters
+        ----------
+        repo_id
+            OWNER/NAME; made where it is not there.
+        options
+            ``private``, ``token``, ``branch``, ``commit_message`` and others of ``huggingface_hub.ModelHubMixin``.
+
+        Returns
+        -------
+        Address of the commit.
+
+        Raises
+        ------
+        HubAccessError
+            If the hub can't be reached, or does not let you write there.
+        ValueError
+            If ``repo_id`` can't be a repository's name.
+
+        Warns
+        -----
+        UserWarning
+            If others will see it though the licence of the encoder's weights is non-commercial.
+        """
+        from nichekd.models._card import is_non_commercial
+
+        if is_non_commercial(self.config.features) and not options.get("private"):
+            warnings.warn(
+                f"The student derives from an encoder under {self.config.features.get('license', 'its own licence')}: what "
+                "you may share, and with whom, that licence says. Keep it to yourself by private=True.",
+                UserWarning,
+                stacklevel=2,
+            )
+        with writing(repo_id):
+            return super().push_to_hub(repo_id, **options)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **download: Any) -> NicheStudent:
-        if Path(model_id).is_dir():
-            return cls.load(model_id)
-        from huggingface_hub import snapshot_download
-
-        wanted = {"revision", "cache_dir", "force_download", "local_files_only", "token"}
-        return cls.load(snapshot_download(model_id, **{k: v for k, v in download.items() if k in wanted}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +12,7 @@ from nichekd._keys import Keys
 from nichekd._labels import REFERENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from anndata import AnnData
@@ -73,6 +74,13 @@ def title_of(key: str) -> str:
 def short_title_of(key: str) -> str:
     """The same without the explanation in brackets."""
     return title_of(key).split(" (")[0]
+
+
+def short_titles(titles: Mapping[str, str]) -> dict[str, str]:
+    """``titles`` without the explanation in brackets, unless only that tells two of them apart."""
+    short = {key: title.split(" (")[0] for key, title in titles.items()}
+    count = Counter(short.values())
+    return {key: title if count[title] == 1 else titles[key] for key, title in short.items()}
 
 
 def image_title(adata: AnnData) -> str:

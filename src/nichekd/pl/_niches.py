@@ -16,7 +16,7 @@ from nichekd.pl._figure import (
     legend_handles,
     place_legend,
     scale_bar,
-    short_title_of,
+    short_titles,
     styled,
     title_of,
 )
@@ -106,7 +106,7 @@ def niches(
     split = adata.obs[split_key].astype(str).to_numpy()[mask] if split_key in adata.obs else None
     names = {key: title_of(key) for key in shown} | {"H&E": image_title(adata)} | dict(titles or {})
 
-    entries = _entries({key: labels_of(adata, key)[mask] for key in shown}, colors, reference)
+    entries = _entries({key: labels_of(adata, key)[mask] for key in shown}, colors, reference, short_titles(names))
     extent = Extent.of(xy)
     n_panels = len(shown) + (image is not None)
     plan = Grid.of(n_panels, extent.aspect, n_entries=len(entries), ncols=ncols)
@@ -133,7 +133,10 @@ def niches(
 
 
 def _entries(
-    labels: Mapping[str, pd.Categorical], colors: Mapping[str, Mapping[str, str]], reference: str
+    labels: Mapping[str, pd.Categorical],
+    colors: Mapping[str, Mapping[str, str]],
+    reference: str,
+    titles: Mapping[str, str],
 ) -> dict[str, str]:
     """Name and colour of each niche that is seen: under the reference's name, the unmatched ones under their own."""
     names = {color: name for name, color in colors[reference].items()}
@@ -144,7 +147,7 @@ def _entries(
             if key == reference or color in names:
                 common[name if key == reference else names[color]] = color
             else:
-                own[f"{short_title_of(key)} {name}"] = color
+                own[f"{titles[key]} {name}"] = color
     entries = {name: common[name] for name in natural_order(common)} | own
     if any((values.codes < 0).any() for values in labels.values()):
         entries["no label"] = MISSING

@@ -145,7 +145,8 @@ class FeatureStore:
             ) from err
         try:
             if self.manifest is None:
-                self._create(made_of, order, n_features, about)
+                with self._telling(0):
+                    self._create(made_of, order, n_features, about)
             self.check(made_of)
             self._pending.clear()
             yield
@@ -221,11 +222,18 @@ class FeatureStore:
         # what a cluster had done beyond a gap is done again: append() counts on there being none
         manifest = {name: value for name, value in self._known().items() if name != "ahead"}
         start = manifest["n_done"]
-        try:
+        with self._telling(start):
             write_segment(self.path, start // SEGMENT, features)
             write_manifest(self.path, with_done(manifest, [start // SEGMENT]))  # last: what it counts is on disk
+
+    @contextmanager
+    def _telling(self, n_done: int) -> Iterator[None]:
+        """Have an error of the disk say what is safe."""
+        try:
+            yield
         except OSError as err:
-            err.add_note(f"The first {start:,} cells are safe in {self.path}; the same call goes on from there.")
+            safe = f"The first {n_done:,} cells are safe in" if n_done else "No cell is yet in"
+            err.add_note(f"{safe} {self.path}; the same call goes on from there.")
             raise
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 log = logging.getLogger(__name__)
+
+#: Calls that learn from training cells; without a split from all.
+FITTED: Final = (
+    "nk.pp.expression_features",
+    "nk.tl.nolan",
+    "nk.tl.gene_aware_encoder",
+    "nk.tl.distill",
+    "nk.tl.histology_nolan",
+    "nk.tl.histology_leiden",
+)
 
 
 def split(
@@ -84,7 +94,7 @@ def split(
     -----
     UserWarning
         If centres seem to be in pixels and there is no image to check them against; if there is a neighborhood graph,
-        which does not know of the new split.
+        which does not know of the new split, or a network that was trained before it.
 
     Examples
     --------
@@ -112,14 +122,9 @@ def split(
         strip == test_strip, _distance_to(boundaries, xy[:, 1]), centre_px, crop_px, mpp
     )
 
+    _call_out_old(adata, labels, key_added)
     adata.obs[key_added] = pd.Categorical(labels, categories=list(Split.ALL))
     counts = {name: int(np.count_nonzero(labels == name)) for name in Split.ALL}
-    if Keys.CONNECTIVITIES in adata.obsp:
-        warnings.warn(
-            "obsp['spatial_connectivities'] was made before this split and may cross it. Run nk.pp.neighborhoods again.",
-            UserWarning,
-            stacklevel=2,
-        )
     record(
         adata,
         "split",
@@ -142,6 +147,23 @@ def split(
             crop_px,
         )
     return data if copy else None
+
+
+def _call_out_old(adata: AnnData, labels: NDArray[np.str_], key: str) -> None:
+    """Warn of what does not know of this split, if it is a new one."""
+    if key in adata.obs and np.array_equal(adata.obs[key].astype(str), labels):
+        return
+    found = []
+    if Keys.CONNECTIVITIES in adata.obsp:
+        found.append(
+            "obsp['spatial_connectivities'] was made before this split and may cross it. Run nk.pp.neighborhoods again."
+        )
+    if fitted := [call for call in FITTED if call.rpartition(".")[2] in adata.uns.get(Keys.UNS, {})]:
+        found.append(
+            f"What {', '.join(fitted)} fitted before this split may have seen its test cells. Run that again, too."
+        )
+    if found:
+        warnings.warn(" ".join(found), UserWarning, stacklevel=3)
 
 
 def _whole(**numbers: int) -> list[int]:

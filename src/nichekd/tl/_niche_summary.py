@@ -117,6 +117,7 @@ def _markers(
     from nichekd.pp._counts import raw_counts
 
     counts = raw_counts(adata, layer)
+    kept = kept & (np.asarray(counts.sum(axis=1)).ravel() > 0)  # a cell without counts says nothing of any gene
     big = np.flatnonzero(np.bincount(niche.codes[kept], minlength=len(niche.categories)) > 1)
     chosen = kept & np.isin(niche.codes, big)
     if len(big) < 2:

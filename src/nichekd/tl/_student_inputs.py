@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from nichekd.models import NeighborhoodIndex, NicheStudent
+    from nichekd.models import Encoder, NeighborhoodIndex, NicheStudent
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +81,11 @@ def student_rep(
     for key, found in notes(adata).get(Keys.FEATURES, {}).items():
         if key in adata.obsm and same_kind(found, wanted):
             return key
-    encoder = student.encoder if student.encoder is not None else wanted["encoder"]
+    encoder = encoder_of(student)
     log.info("no features of the student's encoder yet: encoding crops with %s", wanted["encoder"])
     pp.histology_features(
         data,
         encoder=encoder,
-        weights=wanted.get("weights") if student.encoder is None else None,
         crop_px=int(wanted["crop_px"]),
         mpp=float(wanted["mpp"]),
         mode=wanted.get("mode", "crop"),
@@ -95,6 +95,37 @@ def student_rep(
         table_key=table_key,
     )
     return notes(adata)[Keys.LAST_REP]
+
+
+def encoder_of(student: NicheStudent) -> Encoder:
+    """The encoder of the student's features, found to be it before anything is encoded.
+
+    Raises
+    ------
+    ValueError
+        If it is not here, or here with other weights.
+    EncoderAccessError
+        If a hub refuses its weights.
+    """
+    from nichekd.models import get_encoder
+
+    if student.encoder is not None:
+        return student.encoder
+    wanted = student.config.features
+    name, noted = str(wanted["encoder"]), wanted.get("weights")
+    advice = (
+        "With it at hand, run nk.pp.histology_features(encoder=..., weights=...), and name the features by use_rep=."
+    )
+    try:  # the file of its weights is where it was on the machine that trained the student, or nowhere
+        encoder = get_encoder(name, weights=noted if noted is not None and Path(noted).is_file() else None)
+    except (ValueError, ImportError) as err:
+        raise ValueError(f"The student reads features of encoder {name!r}, which is not here: {err} {advice}") from err
+    if wanted.get("fingerprint") not in (None, encoder.fingerprint):
+        raise ValueError(
+            f"The student reads features of encoder {name!r} with other weights: its fingerprint is "
+            f"{wanted['fingerprint']!r}, here {encoder.fingerprint!r}. {advice}"
+        )
+    return encoder
 
 
 def same_kind(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
