@@ -33,6 +33,7 @@ STEPS = ("segment_nuclei", "histology_features", "neighborhoods", "predict_niche
 PACKAGES = ("nichekd", "torch", "spatialdata", "anndata", "zarr")
 MAP_DPI, CROPS_DPI = 150, 130
 N_CROPS = 6  # a niche
+FIELD_UM = 60.0  # shown around a cell at least, for a reader needs more than a small crop of the student's
 LARGEST_CROP_PX = 1024  # read for a picture of some 150 px
 
 
@@ -134,8 +135,8 @@ def _pictures(
 
     ood = [Keys.ood(key)] if Keys.ood(key) in adata.obs else []
     features = student.config.features
-    field = float(features["crop_px"]) * float(features["mpp"]) if "crop_px" in features else 224 * image.mpp
-    crop_px = int(np.clip(round(field / image.mpp), 16, LARGEST_CROP_PX))
+    seen = float(features["crop_px"]) * float(features["mpp"]) if "crop_px" in features else 0.0
+    crop_px = int(np.clip(round(max(seen, FIELD_UM) / image.mpp), 16, LARGEST_CROP_PX))
     where: dict[str, Any] = {"image_key": image.key, "table_key": table_key}
     figures = {
         "map": (
