@@ -112,7 +112,7 @@ def crops(adata, folder: Path, arguments: argparse.Namespace) -> Callable[[], An
     sdata = nk.io.paired(adata, da.tile(pixels, (1, int(across[1]), int(across[0]))), mpp=MPP)
     shutil.rmtree(folder / "crops", ignore_errors=True)  # a complete store would be taken as it is
     encoder = nk.models.Encoder("nothing", Nothing())
-    return lambda: nk.pp.histology_features(sdata, encoder=encoder, store=folder / "crops", batch_size=256)
+    return lambda: nk.pp.histology_features(sdata, encoder=encoder, store=folder / "crops")
 
 
 def features(adata, folder: Path, arguments: argparse.Namespace) -> Callable[[], Any]:

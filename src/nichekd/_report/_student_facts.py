@@ -36,12 +36,6 @@ def student_facts(student: NicheStudent) -> dict[str, str]:
     return facts
 
 
-def is_non_commercial(student: NicheStudent) -> bool:
-    """Whether the licence of the encoder's weights forbids other uses."""
-    features = student.config.features
-    return features.get("encoder") == "uni2" or "nc" in str(features.get("license", "")).lower().split("-")
-
-
 def _features(student: NicheStudent) -> dict[str, str]:
     features = student.config.features
     if not features:

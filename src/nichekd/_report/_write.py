@@ -15,8 +15,9 @@ from nichekd._keys import Keys
 from nichekd._record import notes, plain
 from nichekd._report._html import facts_table, notices, number, percent, picture, shares_table, tiles
 from nichekd._report._numbers import NO_NICHE, niche_table
-from nichekd._report._student_facts import NON_COMMERCIAL, is_non_commercial, student_facts
+from nichekd._report._student_facts import NON_COMMERCIAL, student_facts
 from nichekd._resolve import get_table
+from nichekd.models._card_features import is_non_commercial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +93,7 @@ def write_report(
         "shares": shares_table(table),
         **_pictures(sdata, adata, student, image, key, table_key),
         "student": facts_table({"student": run.student} | student_facts(student)),
-        "licence": notices([NON_COMMERCIAL], kind="warn", title="Licence") if is_non_commercial(student) else "",
+        "licence": notices([NON_COMMERCIAL], kind="warn", title="Licence") if is_non_commercial(student.config.features) else "",
         "run": facts_table(_run_facts(adata, image, run)),
         "steps": _steps(adata),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nichekd.models._card import UNI2
+from nichekd.models._card_features import crop_of, derivative_note, license_id
 
 if TYPE_CHECKING:
     from nichekd.models._abundance_model import AbundanceConfig
@@ -54,20 +54,17 @@ def abundance_card(config: AbundanceConfig) -> str:
     """Markdown with the hub's YAML header."""
     features = config.features
     encoder = str(features.get("encoder", "not recorded"))
-    crop = (
-        f"{features['crop_px']} px at {float(features['mpp']):.4g} µm/px" if "crop_px" in features else "not recorded"
-    )
     lora = config.lora
     adapters = "none" if lora is None else f"rank {lora.r}, in the last {lora.blocks} blocks"
     return TEMPLATE.format(
-        license_id="cc-by-nc-nd-4.0" if encoder == "uni2" else "other",
+        license_id=license_id(features),
         n_types=len(config.types),
         names=", ".join(config.types),
         encoder=encoder,
         encoder_license=str(features.get("license", "not recorded")),
         lora=adapters,
-        crop=crop,
+        crop=crop_of(features),
         n_genes=len(config.genes) or "none",
         training=", ".join(f"{name}: {value}" for name, value in config.training.items()) or "not recorded",
-        derivative=UNI2 if encoder == "uni2" else "",
+        derivative=derivative_note(features),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nichekd.models._card import UNI2
+from nichekd.models._card_features import crop_of, derivative_note, license_id
 
 if TYPE_CHECKING:
     from nichekd.models._aligned_encoder import AlignedConfig
@@ -51,16 +51,12 @@ def aligned_card(config: AlignedConfig) -> str:
     """Markdown with the hub's YAML header."""
     features = config.features
     license_name = str(features.get("license", "not recorded"))
-    crop = (
-        f"{features['crop_px']} px at {float(features['mpp']):.4g} µm/px" if "crop_px" in features else "not recorded"
-    )
-    is_uni2 = str(features.get("encoder")) == "uni2"
     return TEMPLATE.format(
-        license_id="cc-by-nc-nd-4.0" if is_uni2 else "other",
+        license_id=license_id(features),
         encoder=features.get("encoder", "not recorded"),
         encoder_license=license_name,
-        crop=crop,
+        crop=crop_of(features),
         n_genes=len(config.genes),
         training=", ".join(f"{name}: {value}" for name, value in config.training.items()) or "not recorded",
-        derivative=UNI2.replace("A student", "A model") if is_uni2 else "",
+        derivative=derivative_note(features),
     )

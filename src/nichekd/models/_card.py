@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nichekd.models._card_features import crop_of, derivative_note, license_id
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -67,13 +69,6 @@ distribution, and at the warnings of `predict_niches`. Its niches are the teache
 labels, not anatomy that someone confirmed.
 {derivative}"""
 
-DERIVATIVE = """
-## Licence
-
-The image encoder is licensed {license}{gated}. A student trained on its features is a derivative for
-non-commercial research; share it, and what it maps, only as that licence{gate} allows.
-"""
-
 UNKNOWN = "Not recorded. To judge it, run `nk.tl.agreement` on the test strip of a section with expression, then\n" \
     "`student.configure(metrics=table)`."  # fmt: skip
 
@@ -97,7 +92,6 @@ METHODS = {
     "niche_expression": "student, expression in place of images",
     "niche_teacher_other_seed": "teacher, another seed",
 }
-NON_COMMERCIAL_IDS = ("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0")  # as hubs name them
 
 
 def student_card(config: StudentConfig, *, brings_encoder: bool = False) -> str:
@@ -106,48 +100,20 @@ def student_card(config: StudentConfig, *, brings_encoder: bool = False) -> str:
     license_name = str(features.get("license", "not recorded"))
     encoder = str(features.get("encoder", "not recorded"))
     return TEMPLATE.format(
-        license_id=_license_id(features),
+        license_id=license_id(features),
         n_niches=len(config.niche_names),
         names=", ".join(config.niche_names),
         encoder=f"{encoder}, in this folder" if brings_encoder else encoder,
         encoder_license=license_name,
-        crop=_crop(features),
+        crop=crop_of(features),
         radius=config.radius,
         training=_facts(config.training) or "not recorded",
         tissue=_tissue(config.training_range),
         temperature=config.temperature,
         probabilities=f"calibrated, factor {config.calibration:.3g}" if config.calibration != 1 else "not calibrated",
         metrics=_metrics(config.metrics),
-        derivative=_derivative(features) if is_non_commercial(features) else "",
+        derivative=derivative_note(features),
     )
-
-
-def is_non_commercial(features: Mapping[str, Any]) -> bool:
-    """Whether the licence of the encoder's weights, as recorded with its features, forbids commercial use."""
-    return features.get("encoder") == "uni2" or "nc" in str(features.get("license", "")).lower().split("-")
-
-
-def _license_id(features: Mapping[str, Any]) -> str:
-    """What hubs call it; of an encoder that leaves it to whoever shares the student, ``other``."""
-    if features.get("encoder") == "uni2":
-        return "cc-by-nc-nd-4.0"
-    name = str(features.get("license", "")).lower()
-    return name if name in NON_COMMERCIAL_IDS else "other"
-
-
-def _derivative(features: Mapping[str, Any]) -> str:
-    if features.get("encoder") == "uni2":
-        return DERIVATIVE.format(license="CC-BY-NC-ND 4.0 and gated", gated=" (UNI2-h)", gate=" and its gate")
-    return DERIVATIVE.format(license=features["license"], gated="", gate="")
-
-
-def _crop(features: Mapping[str, Any]) -> str:
-    if "crop_px" not in features:
-        return "not recorded"
-    crop = f"{features['crop_px']} px at {float(features['mpp']):.4g} µm/px"
-    if features.get("mode") == "dense":
-        crop += f", read off tiles {features.get('stride_px')} px apart"
-    return f"{crop}, stain normalised by {features['stain']}" if features.get("stain") else crop
 
 
 def _facts(training: Mapping[str, Any]) -> str:

@@ -233,7 +233,7 @@ class NicheStudent(
         UserWarning
             If others will see it though the licence of the encoder's weights is non-commercial.
         """
-        from nichekd.models._card import is_non_commercial
+        from nichekd.models._card_features import is_non_commercial
 
         if is_non_commercial(self.config.features) and not options.get("private"):
             warnings.warn(

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from nichekd._keys import Keys, Split
 from nichekd._record import record
 from nichekd._resolve import centres_um, get_table, working_copy
 from nichekd._units import check_mpp, warn_if_pixels
+from nichekd.pp._before_split import warn_of_older
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 log = logging.getLogger(__name__)
-
-#: Calls that learn from training cells; without a split from all.
-FITTED: Final = (
-    "nk.pp.expression_features",
-    "nk.tl.nolan",
-    "nk.tl.gene_aware_encoder",
-    "nk.tl.distill",
-    "nk.tl.histology_nolan",
-    "nk.tl.histology_leiden",
-)
 
 
 def split(
@@ -122,7 +112,7 @@ def split(
         strip == test_strip, _distance_to(boundaries, xy[:, 1]), centre_px, crop_px, mpp
     )
 
-    _call_out_old(adata, labels, key_added)
+    warn_of_older(adata, labels, key_added)
     adata.obs[key_added] = pd.Categorical(labels, categories=list(Split.ALL))
     counts = {name: int(np.count_nonzero(labels == name)) for name in Split.ALL}
     record(
@@ -147,23 +137,6 @@ def split(
             crop_px,
         )
     return data if copy else None
-
-
-def _call_out_old(adata: AnnData, labels: NDArray[np.str_], key: str) -> None:
-    """Warn of what does not know of this split, if it is a new one."""
-    if key in adata.obs and np.array_equal(adata.obs[key].astype(str), labels):
-        return
-    found = []
-    if Keys.CONNECTIVITIES in adata.obsp:
-        found.append(
-            "obsp['spatial_connectivities'] was made before this split and may cross it. Run nk.pp.neighborhoods again."
-        )
-    if fitted := [call for call in FITTED if call.rpartition(".")[2] in adata.uns.get(Keys.UNS, {})]:
-        found.append(
-            f"What {', '.join(fitted)} fitted before this split may have seen its test cells. Run that again, too."
-        )
-    if found:
-        warnings.warn(" ".join(found), UserWarning, stacklevel=3)
 
 
 def _whole(**numbers: int) -> list[int]:

@@ -8,7 +8,7 @@ from ._cuca_settings import CucaSettings as CucaSettings
 from ._distill import distill as distill
 from ._embed_histology import embed_histology as embed_histology
 from ._evaluate import evaluate as evaluate
-from ._fit import FitSettings as FitSettings
+from ._fit_settings import FitSettings as FitSettings
 from ._gene_aware_encoder import gene_aware_encoder as gene_aware_encoder
 from ._gene_aware_fit import GeneAwareSettings as GeneAwareSettings
 from ._histology_leiden import histology_leiden as histology_leiden

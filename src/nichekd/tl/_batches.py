@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 CELLS_PER_BLOCK = 32
 SQUARES_SEED = 0
+ENOUGH_TO_HOLD_BACK = 10_000  # training cells; sections of fewer need them all to train
 
 
 def spatial_batches(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nichekd.models import NicheStudent
     from nichekd.models._neighborhood_transformer import Preset
-    from nichekd.tl._fit import FitSettings
+    from nichekd.tl._fit_settings import FitSettings
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ def distill(
     from nichekd.pp._alignment_qc import warn_if_misaligned
     from nichekd.tl._distill_setup import embedding_of, new_student, teacher_of, temperature_of
     from nichekd.tl._fine_tune import in_its_niches, require_student, require_teacher, taught_again
-    from nichekd.tl._fit import FitSettings, fit_student
+    from nichekd.tl._fit import fit_student
+    from nichekd.tl._fit_settings import FitSettings
     from nichekd.tl._loop import seeded
     from nichekd.tl._out_of_distribution import remember_training
     from nichekd.tl._predict_niches import write_student_niches

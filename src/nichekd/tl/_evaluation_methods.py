@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nichekd.models import NolanSettings
-    from nichekd.tl._fit import FitSettings
+    from nichekd.tl._fit_settings import FitSettings
 
 Role = Literal["method", "baseline", "floor", "ceiling", "ablation"]
 FROZEN, GENE_AWARE, COLOR, RANDOM, SHUFFLED, EXPRESSION = (

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from nichekd.models import NolanSettings
     from nichekd.tl._evaluation_methods import Method
-    from nichekd.tl._fit import FitSettings
+    from nichekd.tl._fit_settings import FitSettings
     from nichekd.tl._gene_aware_fit import GeneAwareSettings
 
 log = logging.getLogger(__name__)

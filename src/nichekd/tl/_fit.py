@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from nichekd._settings import settings as package_settings
 from nichekd.models._distillation import distillation_loss
 from nichekd.models._neighborhood_batch import random_rotations
-from nichekd.tl._batches import spatial_batches, validation_part
+from nichekd.tl._batches import ENOUGH_TO_HOLD_BACK, spatial_batches, validation_part
 from nichekd.tl._loop import HeldOut, History, learning_rate_factor, make_fabric
 from nichekd.tl._ranks import predict_together, share_of
 
@@ -26,51 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nichekd.models import NeighborhoodBatch, NeighborhoodIndex, NicheStudent
+    from nichekd.tl._fit_settings import FitSettings
 
 log = logging.getLogger(__name__)
-
-ENOUGH_TO_HOLD_BACK = 10_000  # training cells; fewer are all needed
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How a student is trained.
-
-    Attributes
-    ----------
-    max_epochs, batch_size
-        Passes over the training cells at most, and cells a step.
-    min_steps
-        Steps at least before it may stop: a small section has few in an epoch.
-    learning_rate, weight_decay, clip, warmup
-        AdamW's; the rate falls along a cosine after ``warmup``, a share of all steps.
-    patience
-        Epochs without a lower validation loss after which training stops.
-    validation
-        Share of the training cells held back, as squares of tissue; 0 trains on all for ``max_epochs``.
-    n_components
-        Principal components of the features that the student reads, see :class:`nichekd.models.Whiten`.
-    embedding_weight
-        Of the error of the teacher's embedding beside the loss of its niches; read with ``embedding=`` only.
-    feature_dropout
-        Share of components that a step does without.
-    rotate
-        Turn and mirror neighborhoods at random: tissue has no up.
-    """
-
-    max_epochs: int = 24
-    batch_size: int = 256
-    min_steps: int = 300
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    clip: float = 3.0
-    warmup: float = 0.1
-    patience: int = 6
-    validation: float = 0.1
-    n_components: int = 64
-    embedding_weight: float = 0.3
-    feature_dropout: float = 0.1
-    rotate: bool = True
 
 
 def fit_student(

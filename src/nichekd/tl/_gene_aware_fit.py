@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from nichekd._settings import settings as package_settings
 from nichekd.models._lora import add_lora, merge_lora
 from nichekd.models._stain import CropAugmentation
-from nichekd.tl._batches import validation_part
+from nichekd.tl._batches import ENOUGH_TO_HOLD_BACK, validation_part
 from nichekd.tl._gene_aware_crops import CropSampler
 from nichekd.tl._loop import History, learning_rate_factor, make_fabric
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENOUGH_TO_HOLD_BACK = 10_000
 CHECKED_CELLS = 1_000  # of those held back; more tell epochs apart no better, and cost a crop each
 
 

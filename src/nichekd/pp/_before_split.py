@@ -1,0 +1,44 @@
+"""What was made before a split does not know of it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from nichekd._keys import Keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+#: Calls that learn from training cells; without a split from all.
+FITTED: Final = (
+    "nk.pp.expression_features",
+    "nk.tl.nolan",
+    "nk.tl.gene_aware_encoder",
+    "nk.tl.distill",
+    "nk.tl.histology_nolan",
+    "nk.tl.histology_leiden",
+)
+
+
+def warn_of_older(adata: AnnData, labels: NDArray[np.str_], key: str) -> None:
+    """Warn of a graph that may cross the new split, and of networks that may have seen its test cells.
+
+    A split that ``obs[key]`` holds already makes nothing old.
+    """
+    if key in adata.obs and np.array_equal(adata.obs[key].astype(str), labels):
+        return
+    found = []
+    if Keys.CONNECTIVITIES in adata.obsp:
+        found.append(
+            "obsp['spatial_connectivities'] was made before this split and may cross it. Run nk.pp.neighborhoods again."
+        )
+    if fitted := [call for call in FITTED if call.rpartition(".")[2] in adata.uns.get(Keys.UNS, {})]:
+        found.append(
+            f"What {', '.join(fitted)} fitted before this split may have seen its test cells. Run that again, too."
+        )
+    if found:
+        warnings.warn(" ".join(found), UserWarning, stacklevel=3)
