@@ -9,7 +9,8 @@ gene-aware encoder and features, and a teacher. A student is distilled from them
 - ``b``: niches of nuclei that were found in the slide against those of the assay's cells, matched one to one;
 - ``c``: accuracy of the surest cells of the test strip, risk against coverage;
 - ``d``: is tissue of another stain, focus or organ told from the test strip's, by score and by warnings;
-- ``e``: agreement under another stain: with normalised colours, and with an encoder that was trained on varied ones.
+- ``e``: agreement under another stain, with normalised colours and without, of three encoders: a frozen one, and two
+  that were trained to tell genes, on crops as they are and on crops of varied stain.
 
 ``--fast`` is the same on the quarter of the cells that lies leftmost. The image of the section is virtual H&E,
 registered to the pixel and of one stain: whatever is said of other stains is said of simulated ones.
@@ -30,25 +31,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from pancreas_section import FIT, MPP, RESULTS, section
-from slide_changes import CHANGES, STAIN_CHANGES, cut_out, unchanged
+from slide_changes import CHANGES, ari, cut_out, in_test, quietly
+from slide_stains import ARMS, stain_shift
 
 import nichekd as nk
 from nichekd._memory import keep_freed_memory
-from nichekd.models import CropAugmentation, Encoder, NicheStudent, register_encoder
-from nichekd.tl import GeneAwareSettings
+from nichekd.models import Encoder, NicheStudent, register_encoder
 from nichekd.tl._evaluation_folder import EvaluationFolder, cells_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
-    from slide_changes import Window
     from spatialdata import SpatialData
 
 REP = "X_gene_aware"
 MATCH_UM = 5.0  # between the centres of a nucleus and of the cell that it is taken for
-MARGIN_UM = 112 * MPP + 1  # half a crop
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-STAINS = (None, "macenko", "reinhard")
 
 
 # what all parts start from
@@ -92,23 +90,6 @@ def taught(sdata: SpatialData, folder: Path, seed: int) -> NicheStudent:
     return student
 
 
-def quietly(data: Any, student: NicheStudent, **options: Any) -> list[str]:
-    """Predict; what was warned of is returned."""
-    nk.tl.predict_niches(data, student, **options)
-    table = data["table"] if hasattr(data, "tables") else data
-    return list(table.uns["nichekd"]["predict_niches"].get("warnings", ()))
-
-
-def in_test(adata: AnnData) -> NDArray[np.bool_]:
-    return (adata.obs["split"] == "test").to_numpy()
-
-
-def ari(one: Any, other: Any) -> float:
-    from sklearn.metrics import adjusted_rand_score
-
-    return round(float(adjusted_rand_score(np.asarray(one), np.asarray(other))), 4)
-
-
 # b: cells or nuclei
 
 
@@ -121,7 +102,7 @@ def segmented(sdata: SpatialData, student: NicheStudent, options: argparse.Names
         low, high = xy[in_test(adata)].min(axis=0) - radius, xy[in_test(adata)].max(axis=0) + radius
         inside = ((xy >= low) & (xy <= high)).all(axis=1)
         cells = adata[inside].copy()
-        window = cut_window(sdata, cells, options.out / "slides" / "strip.tif")
+        window = cut_out(sdata, cells, options.out / "slides" / "strip.tif")
         path, corner = window.path, window.corner_um
     started = time.perf_counter()
     slide = nk.io.slide(path, mpp=MPP)
@@ -214,13 +195,13 @@ def strange(sdata: SpatialData, student: NicheStudent, options: argparse.Namespa
             found["ARI"] = ari(table.obs["niche"], truth)
         return found | {"warnings": said}
 
-    home = cut_window(sdata, cells, options.out / "slides" / "unchanged.tif").with_cells(cells)
+    home = cut_out(sdata, cells, options.out / "slides" / "unchanged.tif").with_cells(cells)
     take_features(home["table"], cells)
     said = quietly(home, student, use_rep=REP)
     known = home["table"].obs["niche_ood"].to_numpy()
     result = {"unchanged": judged(home, said, None)}
     for name, change in CHANGES.items():
-        window = cut_window(sdata, cells, options.out / "slides" / f"{name}.tif", change)
+        window = cut_out(sdata, cells, options.out / "slides" / f"{name}.tif", change)
         slide = window.with_cells(cells)
         result[name] = judged(slide, quietly(slide, student), known)
         print(name, json.dumps(result[name]), flush=True)
@@ -229,47 +210,6 @@ def strange(sdata: SpatialData, student: NicheStudent, options: argparse.Namespa
         nk.pp.segment_nuclei(slide, n_jobs=options.n_jobs)
         result["other_tissue"] = judged(slide, quietly(slide, student), known)
     return result
-
-
-# e: the same tissue in another stain
-
-
-def stain_shift(sdata: SpatialData, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """ARI on the test strip, by the encoder's training, the stain normalisation, and the slide's stain."""
-    adata = sdata["table"]
-    cells = adata[in_test(adata)]
-    truth = cells.obs["niche_teacher"].to_numpy()
-    changed = {"unchanged": unchanged, **STAIN_CHANGES}
-    windows = {
-        name: cut_window(sdata, cells, options.out / "slides" / f"test_{name}.tif", change)
-        for name, change in changed.items()
-    }
-    rows = []
-    for augmented in (False, True):
-        augmentation = CropAugmentation() if augmented else CropAugmentation(stain=0.0, tint=0.0)
-        fit = GeneAwareSettings(max_epochs=options.epochs, crops_per_epoch=options.crops, augmentation=augmentation)
-        encoder = nk.tl.gene_aware_encoder(sdata, encoder=options.encoder, seed=options.seed, fit=fit)
-        for stain in STAINS:
-            nk.pp.histology_features(sdata, encoder=encoder, mode=options.mode, stain=stain, key_added="X_varied")
-            student = nk.tl.distill(sdata, use_rep="X_varied", key_added="niche_varied", seed=options.seed, fit=FIT)
-            for name, window in windows.items():
-                slide = window.with_cells(cells)
-                said = quietly(slide, student)
-                rows.append(
-                    {
-                        "stain_augmentation": augmented, "normalisation": stain or "none", "slide": name,
-                        "ARI": ari(slide["table"].obs["niche"], truth),
-                        "share_out": round(float((slide["table"].obs["niche_ood"] > 1).mean()), 4),
-                        "warned_of_stain": any("stain" in sentence for sentence in said),
-                    }
-                )  # fmt: skip
-                print(json.dumps(rows[-1]), flush=True)
-    return rows
-
-
-def cut_window(sdata: SpatialData, cells: AnnData, path: Path, change: Any = unchanged) -> Window:
-    pixels = sdata["he"].data
-    return cut_out(pixels, cells.obsm["spatial"], path, mpp=MPP, margin_um=MARGIN_UM, change=change)
 
 
 def take_features(table: AnnData, source: AnnData) -> None:
@@ -288,8 +228,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--other-tissue", type=Path, help="slide of another organ, for part d")
     parser.add_argument("--cells", type=int, default=4000, help="test cells that part d looks at, at most")
-    parser.add_argument("--encoder", default="small_cnn", help="that the encoders of part e start from")
-    parser.add_argument("--epochs", type=int, default=8, help="of the encoders of part e")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="encoders of part e")
+    parser.add_argument("--frozen", default="efficientnet_lite0", help="the frozen encoder of part e")
+    parser.add_argument("--encoder", default="small_cnn", help="that the trained encoders of part e start from")
+    parser.add_argument("--epochs", type=int, default=8, help="of their training")
     parser.add_argument("--crops", type=int, default=2500, help="in each")
     parser.add_argument("--mode", choices=["crop", "dense"], default="dense", help="of the features of part e")
     parser.add_argument("--n-jobs", type=int, default=2)
@@ -305,15 +247,16 @@ def main() -> None:
         "b": ("segmentation", lambda: segmented(sdata, student, options)),
         "c": ("coverage", lambda: coverage(sdata["table"])),
         "d": ("strange", lambda: strange(sdata, student, options)),
-        "e": ("stain", lambda: stain_shift(sdata, options)),
     }
-    for part in options.parts:
-        name, run = parts[part]
+    runs = [parts[part] for part in options.parts if part in parts]
+    if "e" in options.parts:
+        runs += [(f"stain_{arm}", lambda arm=arm: stain_shift(sdata, arm, options)) for arm in options.arms]
+    for name, run in runs:
         started, used = time.perf_counter(), time.process_time()
         found = {"result": run(), "seconds": round(time.perf_counter() - started)}
         found["cpu_seconds"] = round(time.process_time() - used)
-        if part == "e":
-            found |= {key: getattr(options, key) for key in ("encoder", "epochs", "crops", "mode")}
+        if name.startswith("stain_"):
+            found |= {key: getattr(options, key) for key in ("frozen", "encoder", "epochs", "crops", "mode")}
         write(name, found, options, n_cells=sdata["table"].n_obs)
 
 

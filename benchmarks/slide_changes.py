@@ -7,9 +7,10 @@ slide. Strengths were set before anything was measured: strong, but such as arch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pancreas_section import MPP
 
 import nichekd as nk
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from nichekd.models import NicheStudent
+
     Change = Callable[[NDArray[np.uint8], float], NDArray[np.uint8]]
 
 DENSITY = -np.log((np.arange(256) + 1) / 256)  # optical, of 8-bit light
@@ -29,6 +32,7 @@ SCANNER = np.array([0.7, 1.1, 1.6])  # what another lamp and other filters make 
 STAINS = np.array([[0.65, 0.07, 0.27], [0.70, 0.99, 0.57], [0.29, 0.11, 0.78]])
 STAINS /= np.linalg.norm(STAINS, axis=0)
 AMOUNTS = np.diag([0.6, 1.6, 1.0])  # another laboratory: little haematoxylin, much eosin
+MARGIN_UM = 112 * MPP + 1  # half a crop
 ROWS = 512  # changed at once, for memory
 
 
@@ -99,31 +103,40 @@ class Window:
         return nk.io.paired(cells, self.path, mpp=self.mpp)
 
 
-def cut_out(
-    image: NDArray[np.uint8], xy_um: NDArray[np.floating], path: Path, *, mpp: float, margin_um: float, change: Change
-) -> Window:
-    """The window around cells, changed, as a file.
-
-    Parameters
-    ----------
-    image
-        (3, y, x), lazy.
-    xy_um
-        Centres, (n, 2); all crops of ``2 * margin_um`` around them are inside, where the slide has them.
-    path
-        File to write.
-    """
+def cut_out(sdata: SpatialData, cells: AnnData, path: Path, change: Change = unchanged) -> Window:
+    """The window around ``cells`` with all their crops, changed, as the file ``path``."""
     import tifffile
 
+    image, xy = sdata["he"].data, cells.obsm["spatial"]
     _, height, width = image.shape
-    low = np.maximum(np.floor((xy_um.min(axis=0) - margin_um) / mpp).astype(int), 0)
-    high = np.minimum(np.ceil((xy_um.max(axis=0) + margin_um) / mpp).astype(int) + 1, [width, height])
+    low = np.maximum(np.floor((xy.min(axis=0) - MARGIN_UM) / MPP).astype(int), 0)
+    high = np.minimum(np.ceil((xy.max(axis=0) + MARGIN_UM) / MPP).astype(int) + 1, [width, height])
     pixels = np.asarray(image[:, low[1] : high[1], low[0] : high[0]])
-    changed = np.ascontiguousarray(np.moveaxis(change(pixels, mpp), 0, -1))
+    changed = np.ascontiguousarray(np.moveaxis(change(pixels, MPP), 0, -1))
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(path, changed, tile=(512, 512), photometric="rgb", metadata=None)
-    return Window(path, low * mpp, mpp)
+    return Window(path, low * MPP, MPP)
 
 
 def _light(density: NDArray[np.floating]) -> NDArray[np.uint8]:
     return np.clip(np.rint(256 * np.exp(-density) - 1), 0, 255).astype(np.uint8)
+
+
+# what the scripts share
+
+
+def quietly(data: Any, student: NicheStudent, **options: Any) -> list[str]:
+    """Predict; what was warned of is returned."""
+    nk.tl.predict_niches(data, student, **options)
+    table = data["table"] if hasattr(data, "tables") else data
+    return list(table.uns["nichekd"]["predict_niches"].get("warnings", ()))
+
+
+def in_test(adata: AnnData) -> NDArray[np.bool_]:
+    return (adata.obs["split"] == "test").to_numpy()
+
+
+def ari(one: Any, other: Any) -> float:
+    from sklearn.metrics import adjusted_rand_score
+
+    return round(float(adjusted_rand_score(np.asarray(one), np.asarray(other))), 4)

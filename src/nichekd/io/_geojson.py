@@ -38,6 +38,7 @@ def read_polygons(path: str | Path) -> GeoDataFrame:
         If it is not GeoJSON, holds no feature, or features that are not polygons.
     """
     import geopandas
+    import pandas as pd
     import shapely
 
     path = Path(path)
@@ -60,7 +61,8 @@ def read_polygons(path: str | Path) -> GeoDataFrame:
     if empty:
         raise ValueError(f"{path} holds {empty:,} polygons without an area. Remove them, or export it again.")
     names = [_class_of(feature) for feature in features]
-    return geopandas.GeoDataFrame({"classification": names}, geometry=shapes)
+    # of its own accord, pandas 3 makes text of names, and NaN of None
+    return geopandas.GeoDataFrame({"classification": pd.Series(names, dtype=object)}, geometry=shapes)
 
 
 def _load(path: Path) -> Any:

@@ -19,7 +19,7 @@ from nichekd.models._distillation import distillation_loss
 from nichekd.models._neighborhood_batch import random_rotations
 from nichekd.tl._batches import ENOUGH_TO_HOLD_BACK, spatial_batches, validation_part
 from nichekd.tl._loop import HeldOut, History, learning_rate_factor, make_fabric
-from nichekd.tl._ranks import predict_together, share_of
+from nichekd.tl._ranks import mean_over_all, predict_together, share_of
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -146,7 +146,7 @@ class _Run:
                 optimizer.step()
                 schedule.step()
                 losses.append(loss.detach())
-            train_loss = self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean").item()
+            train_loss = mean_over_all(self.fabric, torch.stack(losses))
             history.add(epoch=epoch + 1, train_loss=train_loss, **self.scores(validation))
             if len(validation) and self.is_over(history.columns["validation_loss"], steps):
                 break

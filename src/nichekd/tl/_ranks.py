@@ -146,6 +146,12 @@ def share_of(
     return mine, cells[first:last], len(rows) * n_ranks / len(cells)
 
 
+def mean_over_all(fabric: Fabric, values: torch.Tensor) -> float:
+    """Mean of ``values`` over the processes, all of which have as many."""
+    mean: Any = fabric.all_reduce(values.mean(), reduce_op="mean")
+    return float(mean)
+
+
 def gathered(fabric: Fabric, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """``rows`` of all processes, those of the first first, the same to all."""
     if fabric.world_size == 1:
