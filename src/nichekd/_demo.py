@@ -168,7 +168,7 @@ class _Chain:
         """Match the baselines' niches to the teacher's, and add K's rows to the table."""
         from nichekd import tl
 
-        for key in METHODS[1:]:  # the student's niches are the teacher's by name
+        for key in METHODS[2:]:  # the students' niches are the teacher's by name
             tl.match_niches(self.sdata, key=key)
         table = tl.agreement(self.sdata, keys=METHODS)
         table.insert(0, "K", K)

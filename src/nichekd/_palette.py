@@ -95,9 +95,12 @@ def is_matched(adata: AnnData, key: str, labels: pd.Categorical, reference: str,
 
 def _distilled(adata: AnnData, key: str, reference: str) -> bool:
     """Whether ``key`` is the student of ``reference``: column k of its logits then is column k of the reference's."""
-    teacher = str(_note(adata, "distill").get("teacher", Keys.logits(Keys.TEACHER)))
+    note = _note(adata, "distill" if key == Keys.NICHE else f"distill_{key}")
+    if key != Keys.NICHE and not note:
+        return False
+    teacher = str(note.get("teacher", Keys.logits(Keys.TEACHER)))
     name = reference.removeprefix(f"{Keys.NICHE}_")
-    return key == Keys.NICHE and teacher in (reference, name, Keys.logits(name))
+    return teacher in (reference, name, Keys.logits(name))
 
 
 def _stored(adata: AnnData, key: str, n: int) -> list[str] | None:

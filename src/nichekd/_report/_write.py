@@ -93,7 +93,9 @@ def write_report(
         "shares": shares_table(table),
         **_pictures(sdata, adata, student, image, key, table_key),
         "student": facts_table({"student": run.student} | student_facts(student)),
-        "licence": notices([NON_COMMERCIAL], kind="warn", title="Licence") if is_non_commercial(student.config.features) else "",
+        "licence": notices([NON_COMMERCIAL], kind="warn", title="Licence")
+        if is_non_commercial(student.config.features)
+        else "",
         "run": facts_table(_run_facts(adata, image, run)),
         "steps": _steps(adata),
     }

@@ -36,7 +36,7 @@ def warn_of_older(adata: AnnData, labels: NDArray[np.str_], key: str) -> None:
         found.append(
             "obsp['spatial_connectivities'] was made before this split and may cross it. Run nk.pp.neighborhoods again."
         )
-    if fitted := [call for call in FITTED if call.rpartition(".")[2] in adata.uns.get(Keys.UNS, {})]:
+    ran = {name.removesuffix(f"_{key_added}") for name in notes(adata)}
         found.append(
             f"What {', '.join(fitted)} fitted before this split may have seen its test cells. Run that again, too."
         )
