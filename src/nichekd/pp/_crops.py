@@ -54,10 +54,10 @@ class CropReader:
     def __init__(
         self, image: CellImage, *, crop_px: int = 224, mpp: float | None = None, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        crop_px = as_number(crop_px, "crop_px=")
-        if not crop_px >= 1 or crop_px % 1:
-            raise ValueError(f"crop_px={crop_px:g}; it has to be a whole number of pixels, at least 1.")
-        self.crop_px = int(crop_px)
+        side = as_number(crop_px, "crop_px=")
+        if not side >= 1 or side % 1:
+            raise ValueError(f"crop_px={side:g}; it has to be a whole number of pixels, at least 1.")
+        self.crop_px = int(side)
         wanted = image.mpp if mpp is None else check_mpp(mpp, "mpp=")
         self.mpp = image.mpp if same_mpp(wanted, image.mpp) else wanted
         factor = self.mpp / image.mpp
