@@ -127,7 +127,8 @@ def test_what_is_done_is_not_done_again(section, alone, client, tmp_path, monkey
     assert 1 not in done
     monkeypatch.setattr(_cluster_work, "write_segment", noted)
     nk.pp.histology_features(section, copy=True, **run)
-    assert sorted(written) == sorted(set(range(4)) - done)
+    # what ran beside the broken one may end meanwhile, and writes the same bits
+    assert set(written) == set(range(4)) - done
     assert same_store(tmp_path / "f", alone / "crop")
 
 
