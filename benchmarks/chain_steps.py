@@ -185,6 +185,14 @@ STEPS: dict[str, tuple[Callable[..., Callable[[], Any]], str]] = {
     "leiden": (leiden, "`tl.histology_leiden`"),
 }
 COMPILED = {"radius", "neighborhoods"}  # numba's, once a machine
+_FIT = ("lightning.fabric", "sklearn.cluster", "sklearn.covariance", "sklearn.decomposition", "nichekd.tl._fit")
+IMPORTED = {  # before the clock runs
+    "crops": ("torch", "nichekd.models", "spatialdata", "nichekd.io._tile_readers"),
+    "nolan": (*_FIT, "nichekd.tl._nolan_fit"),
+    "distill": _FIT,
+    "predict": _FIT,
+    "leiden": ("scanpy", "igraph", "leidenalg", "pynndescent", "sklearn.decomposition", "sklearn.neighbors"),
+}
 PEERS = {"neighborhoods": "squidpy", "predict": "plain"}
 
 
@@ -216,16 +224,17 @@ def plain(folder: Path, n_cells: int) -> dict[str, float]:
     rows[needed, 0] = np.arange(len(needed))
     few = np.asarray(adata.obsm["X_image"][needed]).astype(np.float32)
     network, labels = Plain(student), []
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     with torch.inference_mode():
         for part in np.array_split(chosen, -(-len(chosen) // BATCH)):
             which, offset, mask = plain_batch(index, rows, part)
             every = torch.from_numpy(few)[which[..., 0]]  # (B, L, F)
             labels.append(network(student.whiten(every), offset, mask).argmax(1).numpy())
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     ours = adata.obsm["student_logits"][chosen].argmax(1)
     return {
         "seconds": seconds * adata.n_obs / len(chosen),
+        "cpu_seconds": cpu * adata.n_obs / len(chosen),
         "timed_cells": len(chosen),
         "same_labels": float((np.concatenate(labels) == ours).mean()),
     }

@@ -57,9 +57,7 @@ def abundance_of(adata: AnnData, key: str, *, run: str = "nk.pp.neighborhood_com
     """
     try:
         table = require(adata, "obsm", key, run=run)
-    except (
-        ValueError
-    ) as err:  # of anndata, which looks at the index of every DataFrame, or of ours, which looks at this
+    except ValueError as err:  # of anndata, which looks at the index of every DataFrame, or of require
         raise ValueError(
             f"A DataFrame of obsm, perhaps {key!r}, is not aligned with the table: its index is not obs_names. Reorder it: "
             f"adata.obsm[{key!r}] = abundance.loc[adata.obs_names]."

@@ -1,11 +1,13 @@
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 
 import nichekd as nk
+from nichekd._record import record
 
 RED, BLUE = (200, 40, 60), (60, 40, 200)  # left and right half of the slide
 TITLES = ["H&E", "Teacher (gene expression)", "Student (H&E only)", "Histology-Leiden"]
@@ -50,6 +52,16 @@ def test_the_students_niches_are_the_teachers_by_name(slide, panels):
     slide["table"].obs["niche"] = obs["niche"].cat.reorder_categories(list("0123"))
     nk.pl.niches(slide)
     assert slide["table"].uns["niche_colors"] == slide["table"].uns["niche_teacher_colors"]
+
+
+def test_so_are_those_of_another_student(slide):
+    obs = slide["table"].obs
+    obs["niche_other"] = pd.Categorical(
+        obs["niche"].map(dict(zip("0123", "1230", strict=True))), categories=list("0123")
+    )
+    record(slide["table"], "distill_niche_other", teacher="teacher_logits")
+    nk.pl.niches(slide, keys=["niche_teacher", "niche_other"])
+    assert slide["table"].uns["niche_other_colors"] == slide["table"].uns["niche_teacher_colors"]
 
 
 def test_colors_are_written_and_kept(slide, panels):

@@ -155,7 +155,12 @@ def test_an_old_graph_is_called_out(adata):
 
 
 @pytest.mark.parametrize(
-    ("function", "call"), [("expression_features", "nk.pp.expression_features"), ("distill", "nk.tl.distill")]
+    ("function", "call"),
+    [
+        ("expression_features", "nk.pp.expression_features"),
+        ("distill", "nk.tl.distill"),
+        ("distill_niche_old", "nk.tl.distill"),
+    ],
 )
 def test_what_was_fitted_on_its_test_cells_is_called_out(adata, function, call):
     record(adata, function)

@@ -94,8 +94,11 @@ def _add_overview(result: SpatialData, cells: SpatialData, image: CellImage) -> 
     level = _level(cells, image, OVERVIEW_UM / image.mpp)
     y_step, x_step = (full / size for full, size in zip(image.pixels.shape[1:], level.shape[1:], strict=True))
     factor = max(1, int(OVERVIEW_UM / (image.mpp * max(x_step, y_step))))
-    factor = min(factor, *level.shape[1:])
-    pixels = da.coarsen(np.mean, level, {1: factor, 2: factor}, trim_excess=True).round().astype(np.uint8)
+    # to whole pixels of the overview: trimmed, it would leave cells at the slide's edge outside
+    rest = [(0, 0), *((0, -size % factor) for size in level.shape[1:])]
+    chunk = max(1, 1024 // factor) * factor
+    padded = da.pad(level, rest, mode="edge").rechunk({1: chunk, 2: chunk})
+    pixels = da.coarsen(np.mean, padded, {1: factor, 2: factor}).round().astype(np.uint8)
     system = _systems(cells.images[image.key])[0]
     to_system = _matrix(cells.images[image.key], system, f"image {image.key!r}")
     name = f"{image.key}_overview"

@@ -36,9 +36,15 @@ def warn_of_older(adata: AnnData, labels: NDArray[np.str_], key: str) -> None:
         found.append(
             "obsp['spatial_connectivities'] was made before this split and may cross it. Run nk.pp.neighborhoods again."
         )
-    ran = {name.removesuffix(f"_{key_added}") for name in notes(adata)}
+    ran = [str(name) for name in adata.uns.get(Keys.UNS, {})]
+    if fitted := [call for call in FITTED if any(_is_of(name, call.rpartition(".")[2]) for name in ran)]:
         found.append(
             f"What {', '.join(fitted)} fitted before this split may have seen its test cells. Run that again, too."
         )
     if found:
         warnings.warn(" ".join(found), UserWarning, stacklevel=3)
+
+
+def _is_of(name: str, function: str) -> bool:
+    """Whether ``uns["nichekd"][name]`` is a record of ``function``, which may go by the column it wrote."""
+    return name == function or name.startswith(f"{function}_")
