@@ -22,6 +22,12 @@ def test_styles_of_ones_own_are_left_alone(cells):
     assert dict(mpl.rcParams) == before
 
 
+def test_names_are_no_formulas(cells, tmp_path):
+    cells.obs["niche"] = cells.obs["niche"].cat.rename_categories(lambda name: f"$$ {name} $")
+    nk.pl.niches(cells, keys=["niche"], reference="niche", save=tmp_path / "niches.png")
+    assert (tmp_path / "niches.png").stat().st_size > 0
+
+
 def test_plots_load_neither_torch_nor_the_models():
     code = "import sys, nichekd.pl as pl; [getattr(pl, name) for name in pl.__all__]; " + "; ".join(
         f"assert {name!r} not in sys.modules" for name in ("torch", "matplotlib", "nichekd.tl._distill", "spatialdata")

@@ -28,6 +28,7 @@ STYLE: Final[Any] = {
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
     "axes.linewidth": 0.6,
+    "text.parse_math": False,  # niches may be called what their users like
     "pdf.fonttype": 42,  # text stays text
     "svg.fonttype": "none",
     "savefig.dpi": 200,
