@@ -39,7 +39,7 @@ extensions = [
     "command_help",
     "prose_sections",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
+exclude_patterns = ["_build", ".jupyter_cache", "**.ipynb_checkpoints", "jupyter_execute"]
 templates_path = ["_templates"]
 default_role = "literal"
 nitpicky = True

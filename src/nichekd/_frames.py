@@ -123,8 +123,7 @@ def element_to_pixels(sdata: SpatialData, name: str, image_key: str) -> NDArray[
     image, element = sdata.images[image_key], sdata[name]
     system = _shared_systems(image, element, image_key, name)[0]
     of_image = _matrix(image, system, f"image {image_key!r}")
-    solved: NDArray[np.float64] = np.linalg.solve(of_image, _matrix(element, system, f"element {name!r}"))
-    return solved
+    return np.asarray(np.linalg.solve(of_image, _matrix(element, system, f"element {name!r}")), dtype=np.float64)
 
 
 def _systems(element: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from threading import Lock
@@ -91,8 +92,9 @@ def encode_block(work: Work, first: int, last: int) -> None:
     batches = plan.encoded(
         order, precision=work.precision, n_done=first * SEGMENT, stop=min(last * SEGMENT, len(order))
     )
-    for segment, features in enumerate(by_segment(features for _, features in batches), start=first):
-        write_segment(work.store().path, segment, features)
+    with closing(batches):  # an error, which dask keeps with its frames, would keep the reading threads with it
+        for segment, features in enumerate(by_segment(features for _, features in batches), start=first):
+            write_segment(work.store().path, segment, features)
 
 
 def ready(precision: Precision, device: str, bf16_on: tuple[str, ...]) -> tuple[str, Precision]:

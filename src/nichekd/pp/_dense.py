@@ -12,7 +12,7 @@ from nichekd.pp._crops import read_ahead
 from nichekd.pp._encode import as_float16, one_behind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     import torch
     from numpy.typing import NDArray
@@ -95,7 +95,7 @@ class DensePlan:
 
     def encoded(
         self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+    ) -> Generator[tuple[NDArray[np.int64], NDArray[np.float16]], None, None]:
         """Cells and their features, (b,) and (b, F), along ``order``, which is one of :meth:`order`.
 
         Batches of tiles are the same whether or not the first ``n_done`` cells, and those from ``stop`` on, are left

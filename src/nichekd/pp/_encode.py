@@ -10,7 +10,7 @@ import numpy as np
 from nichekd.pp._crops import SEGMENT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     import torch
@@ -45,7 +45,7 @@ class Plan(Protocol):
 
     def encoded(
         self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+    ) -> Generator[tuple[NDArray[np.int64], NDArray[np.float16]], None, None]:
         """Cells and their features along ``order``, but for the first ``n_done``, and up to ``stop``."""
 
 
@@ -87,7 +87,7 @@ class CropPlan:
 
     def encoded(
         self, order: NDArray[np.int64], *, precision: Precision, n_done: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+    ) -> Generator[tuple[NDArray[np.int64], NDArray[np.float16]], None, None]:
         """Cells and their features, (b,) and (b, F), along ``order``.
 
         Batches are the same whether or not the first ``n_done`` cells, and those from ``stop`` on, both multiples of
