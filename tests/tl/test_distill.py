@@ -232,6 +232,17 @@ def test_a_large_section_keeps_the_student_that_validated_best(taught_cells, mon
     np.testing.assert_allclose(taught_cells.obsm["student_logits"][held_out["cells"]], held_out["logits"], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [({"K": 2.0}, TypeError, "whole number"), ({"teacher": "niche_tru"}, KeyError, "no teacher 'niche_tru'")],
+)
+def test_mistakes_are_found_before_the_image_is_encoded(wrong, error, message, monkeypatch):
+    sdata = nk.datasets.simulate(300, K=3, seed=0)
+    monkeypatch.setattr("nichekd.pp.histology_features", lambda *_, **__: pytest.fail("encoded"))
+    with pytest.raises(error, match=message):
+        nk.tl.distill(sdata, **wrong)
+
+
 def test_missing_embedding(taught_cells, quickly):
     with pytest.raises(KeyError, match="X_nothing.*Run nk.pp.expression_features"):
         quickly(taught_cells, embedding="X_nothing")

@@ -136,7 +136,7 @@ def distill(
     >>> student = nk.tl.distill(sdata, K=5)  # doctest: +SKIP
     """
     from nichekd.pp._alignment_qc import warn_if_misaligned
-    from nichekd.tl._distill_setup import embedding_of, new_student, teacher_of, temperature_of
+    from nichekd.tl._distill_setup import check_lesson, embedding_of, new_student, teacher_of, temperature_of
     from nichekd.tl._fine_tune import in_its_niches, require_student, require_teacher, taught_again
     from nichekd.tl._fit import fit_student
     from nichekd.tl._fit_settings import FitSettings
@@ -151,6 +151,7 @@ def distill(
     is_train = split_of(adata, split_key) == Split.TRAIN
     fabric = launched(device, devices, num_nodes)
     require_prepared(adata, fabric, use_rep=use_rep, teacher=teacher)
+    check_lesson(adata, K, teacher, n_train=int(is_train.sum()))
     if "alignment_qc" not in notes(adata):
         warn_if_misaligned(data, table_key=table_key)
     earlier = None if student is None else require_student(student)

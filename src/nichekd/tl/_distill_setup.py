@@ -79,6 +79,15 @@ def new_student(
     return student
 
 
+def check_lesson(adata: AnnData, K: int | None, teacher: Any, *, n_train: int) -> None:
+    """Find a wrong K or teacher before the image features, which may take hours; raises as :func:`teacher_of` does."""
+    if K is not None:
+        check_n_niches(K, n_train)
+    is_to_be_trained = isinstance(teacher, str) and teacher == Keys.logits(Keys.TEACHER) and teacher not in adata.obsm
+    if not is_to_be_trained:
+        resolve_teacher(adata, teacher)
+
+
 def teacher_of(
     data: AnnData | SpatialData,
     K: int | None,
