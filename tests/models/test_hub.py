@@ -1,4 +1,4 @@
-"""Students on a hub, which stands in a thread; no test here asks another."""
+"""Students and other models on a hub, which stands in a thread; no test here asks another."""
 
 from __future__ import annotations
 
@@ -7,14 +7,31 @@ import json
 import pickle
 import socket
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from nichekd.models import Encoder, HubAccessError, NeighborhoodConfig, NicheStudent, StudentConfig
+from nichekd.models import (
+    AbundanceConfig,
+    AbundanceModel,
+    AlignedConfig,
+    AlignedEncoder,
+    CucaConfig,
+    Encoder,
+    HubAccessError,
+    NeighborhoodConfig,
+    NicheStudent,
+    SlideClassifier,
+    SlideClassifierConfig,
+    StudentConfig,
+)
 from nichekd.models._architectures import _ARCHITECTURES
+
+if TYPE_CHECKING:
+    from nichekd.models._saved_model import SavedModel
 
 NAME = "somebody/niches"
 
@@ -44,7 +61,7 @@ def shared(hub, student):
     return hub
 
 
-def same(one: NicheStudent, other: NicheStudent) -> bool:
+def same(one: SavedModel, other: SavedModel) -> bool:
     """In config and weights."""
     weights = other.state_dict()
     return one.config == other.config and all(value.equal(weights[key]) for key, value in one.state_dict().items())
@@ -69,6 +86,23 @@ def test_its_own_encoder_goes_along(hub, student, monkeypatch):
     assert hub.private[NAME]
     assert "encoder/encoder.safetensors" in hub.repositories[NAME]
     assert NicheStudent.from_pretrained(NAME).encoder.fingerprint == encoder.fingerprint
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        AbundanceModel(AbundanceConfig(CucaConfig(5, 3, width=8), types=("T", "B", "tumour"))),
+        AlignedEncoder(AlignedConfig(n_features=6, n_out=4, genes=("A", "B"))),
+        SlideClassifier(SlideClassifierConfig(n_features=6, classes=("low", "high"))),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_other_models_go_the_same_way(hub, model):
+    model.push_to_hub(NAME, token=hub.token)
+    assert hub.repositories[NAME]["README.md"].decode() == model.card()
+    assert same(type(model).from_pretrained(NAME), model)
+    with pytest.raises(FileNotFoundError, match=r"lacks \['student.safetensors'\]"):
+        NicheStudent.from_pretrained(NAME)
 
 
 def test_pushed_again_it_is_the_new_one(shared, student):

@@ -311,7 +311,7 @@ def test_config_that_is_none(folder, text, message):
         ({"format": "gone"}, "of format None"),
         ({"radius": "gone"}, r"lacks \['radius'\]"),
         ({"colour": 1}, r"unknown \['colour'\]"),
-        ({"network": {"d_model": 16}}, r"network of config.json .* has to name .*architecture"),
+        ({"network": {"d_model": 16}}, r"network of config.json lacks .*architecture.*damaged"),
         ({"network": 3}, r"network of config.json"),
         ({"radius": -1.0}, r"holds \{'radius': -1.0\}, as no student does.*damaged"),
         ({"temperature": float("nan")}, r"holds \{'temperature': nan\}"),

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from huggingface_hub import ModelHubMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from nichekd.models._cuca import CucaConfig, CucaNetwork
-from nichekd.models._folder import read_folder, write_folder
+from nichekd.models._folder import CONFIG, check_values, values_of_format
 from nichekd.models._lora import LoraSettings, add_lora, load_lora, lora_state
+from nichekd.models._saved_model import SavedModel
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from nichekd.models._encoder import Encoder
 
 FORMAT = 1
-WEIGHTS, CONFIG = "abundance.safetensors", "config.json"
 ADAPTERS = "adapters."  # before the names of their tensors in the file
 ROWS = 4096  # cells that are predicted at once
 
@@ -66,39 +66,17 @@ class AbundanceConfig:
         ValueError
             If the values are of a later format, or some are missing or unknown.
         """
-        if values.get("format") != FORMAT:
-            raise ValueError(
-                f"The model is of format {values.get('format')}; this version of nichekd reads format {FORMAT}. "
-                "Upgrade nichekd, or train the model anew."
-            )
-        values = {name: value for name, value in values.items() if name != "format"}
-        _check_names(values, cls, CONFIG)
-        _check_names(values["network"], CucaConfig, f"network of {CONFIG}")
+        values, _ = values_of_format(values, FORMAT)
+        check_values(values, cls, CONFIG)
+        check_values(values["network"], CucaConfig, f"network of {CONFIG}")
         if values["lora"] is not None:
-            _check_names(values["lora"], LoraSettings, f"lora of {CONFIG}")
+            check_values(values["lora"], LoraSettings, f"lora of {CONFIG}")
             values["lora"] = LoraSettings(**values["lora"])
         values |= {"network": CucaConfig(**values["network"])}
         return cls(**values | {name: tuple(values[name]) for name in ("types", "genes")})
 
 
-def _check_names(values: Any, kind: type, what: str) -> None:
-    known = {f.name for f in fields(kind)}
-    given = set(values) if isinstance(values, dict) else set()
-    if given != known:
-        raise ValueError(
-            f"{what} lacks {sorted(known - given)} and holds unknown {sorted(given - known)}; it is damaged. Fetch the "
-            "model's folder again."
-        )
-
-
-class AbundanceModel(
-    nn.Module,
-    ModelHubMixin,
-    library_name="nichekd",
-    tags=["histology", "spatial-transcriptomics", "cell-type-abundance"],
-    repo_url="https://github.com/nichekd/nichekd",
-    docs_url="https://nichekd.readthedocs.io",
-):
+class AbundanceModel(SavedModel, tags=["histology", "spatial-transcriptomics", "cell-type-abundance"]):
     """Image features → embedding → abundances of K cell types.
 
     Parameters
@@ -108,6 +86,11 @@ class AbundanceModel(
     encoder
         The image encoder with its adapters, where it was trained along; ``None`` for frozen features.
     """
+
+    weights_file = "abundance.safetensors"
+    config_type = AbundanceConfig
+    config: AbundanceConfig
+    brings_encoder = False  # its adapters are among the weights, the rest is as it was
 
     def __init__(self, config: AbundanceConfig, *, encoder: Encoder | None = None) -> None:
         super().__init__()
@@ -142,25 +125,8 @@ class AbundanceModel(
         self.train(training)
         return abundance, embedding
 
-    def save(self, path: str | Path) -> Path:
-        """Write ``abundance.safetensors``, ``config.json`` and a model card to the folder ``path``.
-
-        Of an encoder that was trained along, the adapters alone are written: the rest is as it was.
-
-        Raises
-        ------
-        FileExistsError
-            If ``path`` is a file.
-        """
-        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        if self.encoder is not None:
-            state |= {ADAPTERS + name: value for name, value in lora_state(self.encoder.module).items()}
-        folder = Path(path)
-        write_folder(folder, weights={WEIGHTS: state}, config={CONFIG: self.config.to_dict()}, card=self.card())
-        return folder
-
     @classmethod
-    def load(cls, path: str | Path, *, encoder: Encoder | None = None) -> AbundanceModel:
+    def load(cls, path: str | Path, *, encoder: Encoder | None = None) -> AbundanceModel:  # type: ignore[override]
         """Read a folder written by :meth:`save`; nothing in it is unpickled.
 
         Parameters
@@ -180,18 +146,12 @@ class AbundanceModel(
         ValueError
             If a file is damaged, weights and config don't fit each other, or the encoder is another.
         """
-        folder = Path(path)
-        values, state = read_folder(folder, config=CONFIG, weights=WEIGHTS)
-        model = cls(AbundanceConfig.from_dict(values))
-        adapters = {name.removeprefix(ADAPTERS): state.pop(name) for name in list(state) if name.startswith(ADAPTERS)}
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as err:
-            raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {err}") from err
-        if model.config.lora is not None:
-            model.encoder = adapted_encoder(model.config.features, model.config.lora, encoder)
-            load_lora(model.encoder.module, adapters)
-        return model.eval()
+        return super().load(path, encoder=encoder)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What the weights file holds: the network, and the adapters of an encoder that was trained along."""
+        adapters = {} if self.encoder is None else lora_state(self.encoder.module)
+        return super().weights() | {ADAPTERS + name: value for name, value in adapters.items()}
 
     def card(self) -> str:
         """The model card, Markdown with the hub's YAML header."""
@@ -199,17 +159,15 @@ class AbundanceModel(
 
         return abundance_card(self.config)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        self.save(save_directory)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **download: Any) -> AbundanceModel:
-        if Path(model_id).is_dir():
-            return cls.load(model_id)
-        from huggingface_hub import snapshot_download
-
-        wanted = {"revision", "cache_dir", "force_download", "local_files_only", "token"}
-        return cls.load(snapshot_download(model_id, **{k: v for k, v in download.items() if k in wanted}))
+    def _take_encoder(
+        self, folder: Path, state: dict[str, Tensor], *, encoder: Encoder | None = None
+    ) -> dict[str, Tensor]:
+        """Put the adapters into the encoder that they were trained in; returns the rest of the weights."""
+        adapters = {name.removeprefix(ADAPTERS): state.pop(name) for name in list(state) if name.startswith(ADAPTERS)}
+        if self.config.lora is not None:
+            self.encoder = adapted_encoder(self.config.features, self.config.lora, encoder)
+            load_lora(self.encoder.module, adapters)
+        return state
 
 
 def adapted_encoder(described: dict[str, Any], lora: LoraSettings, encoder: Encoder | None = None) -> Encoder:

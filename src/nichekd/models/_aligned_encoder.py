@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from nichekd.models._folder import read_folder, write_folder
+from nichekd.models._folder import CONFIG, check_values, values_of_format
 from nichekd.models._rank_by_gene import Branch
+from nichekd.models._saved_model import SavedModel
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nichekd.models._encoder import Encoder
 
 FORMAT = 1
-WEIGHTS, CONFIG, ENCODER = "aligned.safetensors", "config.json", "encoder"
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,10 @@ class AlignedConfig:
     genes: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for ``config.json``."""
+        return {"format": FORMAT} | asdict(self)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> AlignedConfig:
         """Back from ``config.json``.
@@ -50,22 +53,12 @@ class AlignedConfig:
         ValueError
             If the values are of another format, or some are missing or unknown.
         """
-        if values.get("format") != FORMAT:
-            raise ValueError(
-                f"The model is of format {values.get('format')}; this version of nichekd reads format {FORMAT}. "
-                "Upgrade nichekd, or train it anew: nk.tl.rank_by_gene."
-            )
-        given, known = set(values) - {"format"}, {f.name for f in fields(cls)}
-        if given != known:
-            raise ValueError(
-                f"{CONFIG} lacks {sorted(known - given)} and holds unknown {sorted(given - known)}; it is damaged. "
-                "Fetch the model's folder again."
-            )
-        kept = {name: value for name, value in values.items() if name != "format"}
-        return cls(**kept | {"genes": tuple(kept["genes"])})
+        values, _ = values_of_format(values, FORMAT)
+        check_values(values, cls, CONFIG)
+        return cls(**values | {"genes": tuple(values["genes"])})
 
 
-class AlignedEncoder(nn.Module):
+class AlignedEncoder(SavedModel, tags=["histology", "spatial-transcriptomics", "representation-learning"]):
     """Image features of a cell → features whose similarity order follows that of gene expression.
 
     Parameters
@@ -76,6 +69,10 @@ class AlignedEncoder(nn.Module):
         The image encoder itself where it was fine-tuned; it travels in the folder. ``None`` for encoders of the
         registry, which are named only.
     """
+
+    weights_file = "aligned.safetensors"
+    config_type = AlignedConfig
+    config: AlignedConfig
 
     def __init__(self, config: AlignedConfig, *, encoder: Encoder | None = None) -> None:
         super().__init__()
@@ -92,63 +89,12 @@ class AlignedEncoder(nn.Module):
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the weights."""
         digest = hashlib.sha256()
-        for name, value in sorted(self._weights().items()):
+        for name, value in sorted(self.weights().items()):
             digest.update(name.encode() + value.numpy().tobytes())
         return digest.hexdigest()[:16]
-
-    def save(self, path: str | Path) -> Path:
-        """Write ``aligned.safetensors``, ``config.json`` and a model card to the folder ``path``.
-
-        Raises
-        ------
-        FileExistsError
-            If ``path`` is a file, or holds the encoder of another model.
-        """
-        folder = Path(path)
-        if self.encoder is None and (folder / ENCODER).exists():
-            raise FileExistsError(
-                f"{folder / ENCODER} would be taken for this model's encoder, and it has none; name another folder."
-            )
-        config = {"format": FORMAT} | asdict(self.config)
-        write_folder(folder, weights={WEIGHTS: self._weights()}, config={CONFIG: config}, card=self.card())
-        if self.encoder is not None:
-            self.encoder.save(folder / ENCODER)
-        return folder
-
-    @classmethod
-    def load(cls, path: str | Path) -> AlignedEncoder:
-        """Read a folder written by :meth:`save`; nothing in it is unpickled.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the folder or one of its files is missing.
-        NotADirectoryError
-            If ``path`` is a file.
-        ValueError
-            If a file is damaged, or weights and config don't fit each other.
-        """
-        folder = Path(path)
-        config, state = read_folder(folder, config=CONFIG, weights=WEIGHTS)
-        model = cls(AlignedConfig.from_dict(config))
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as err:
-            raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {err}") from err
-        if (folder / ENCODER).is_dir():
-            from nichekd.models._encoder import Encoder
-
-            model.encoder = Encoder.load(folder / ENCODER)
-            if model.encoder.fingerprint != model.config.features.get("fingerprint"):
-                raise ValueError(f"{folder / ENCODER} is not the encoder of this model; fetch its folder again.")
-        return model.eval()
 
     def card(self) -> str:
         """The model card, Markdown with the hub's YAML header."""
         from nichekd.models._aligned_card import aligned_card
 
         return aligned_card(self.config)
-
-    def _weights(self) -> dict[str, Tensor]:
-        """Without the encoder's, which is no submodule and has files of its own."""
-        return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}

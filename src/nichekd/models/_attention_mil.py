@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from nichekd.models._folder import read_folder, write_folder
+from nichekd.models._folder import CONFIG, check_values, values_of_format
 from nichekd.models._rank_by_gene import Standardize
+from nichekd.models._saved_model import SavedModel
 
 FORMAT = 1
-WEIGHTS, CONFIG = "slides.safetensors", "config.json"
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +46,10 @@ class SlideClassifierConfig:
     features: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for ``config.json``."""
+        return {"format": FORMAT} | asdict(self)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SlideClassifierConfig:
         """Back from ``config.json``.
@@ -56,18 +59,12 @@ class SlideClassifierConfig:
         ValueError
             If the values are of another format, or some are missing or unknown.
         """
-        known, given = {f.name for f in fields(cls)}, set(values) - {"format"}
-        if values.get("format") != FORMAT or given != known:
-            raise ValueError(
-                f"{CONFIG} is of format {values.get('format')}, lacks {sorted(known - given)} and holds unknown "
-                f"{sorted(given - known)}; this version reads format {FORMAT}. Train the classifier anew: "
-                "nk.tl.slide_classifier."
-            )
-        kept = {name: value for name, value in values.items() if name != "format"}
-        return cls(**kept | {"classes": tuple(kept["classes"])})
+        values, _ = values_of_format(dict(values), FORMAT)
+        check_values(values, cls, CONFIG)
+        return cls(**values | {"classes": tuple(values["classes"])})
 
 
-class SlideClassifier(nn.Module):
+class SlideClassifier(SavedModel, tags=["histology", "multiple-instance-learning"]):
     r"""Gated attention pooling :cite:`Ilse2018` of the embeddings :math:`h_i` of a slide's cells, and a linear map.
 
     .. math:: z = \sum_i a_i h_i, \quad a = \mathrm{softmax}_i\big(w^\top (\tanh(V h_i) \odot \sigma(U h_i))\big)
@@ -78,9 +75,13 @@ class SlideClassifier(nn.Module):
         Sizes and classes.
     """
 
+    weights_file = "slides.safetensors"
+    config_type = SlideClassifierConfig
+    config: SlideClassifierConfig
+
     def __init__(self, config: SlideClassifierConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.encoder = config, None
         self.standardize = Standardize(config.n_features)
         self.embed = nn.Sequential(nn.Linear(config.n_features, config.d_model), nn.ReLU(), nn.Dropout(config.dropout))
         self.content = nn.Linear(config.d_model, config.d_attention)
@@ -96,34 +97,8 @@ class SlideClassifier(nn.Module):
         attention = torch.softmax(score, dim=0)
         return self.head(attention @ embedding), attention
 
-    def save(self, path: str | Path) -> Path:
-        """Write ``slides.safetensors`` and ``config.json`` to the folder ``path``.
+    def card(self) -> str:
+        """The model card, Markdown with the hub's YAML header."""
+        from nichekd.models._slides_card import slides_card
 
-        Raises
-        ------
-        FileExistsError
-            If ``path`` is a file.
-        """
-        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        config = {"format": FORMAT} | asdict(self.config)
-        write_folder(Path(path), weights={WEIGHTS: state}, config={CONFIG: config})
-        return Path(path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> SlideClassifier:
-        """Read a folder written by :meth:`save`; nothing in it is unpickled.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the folder or one of its files is missing.
-        ValueError
-            If a file is damaged, or weights and config don't fit each other.
-        """
-        config, state = read_folder(Path(path), config=CONFIG, weights=WEIGHTS)
-        model = cls(SlideClassifierConfig.from_dict(config))
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as err:
-            raise ValueError(f"{Path(path) / WEIGHTS} does not fit {CONFIG}: {err}") from err
-        return model.eval()
+        return slides_card(self.config)

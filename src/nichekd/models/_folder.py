@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from torch import Tensor
 
+CONFIG, CARD = "config.json", "README.md"
 CHECKSUM = "sha256"
 
 
@@ -37,7 +40,7 @@ def write_folder(
     noted = values | {CHECKSUM: hashlib.sha256(blob).hexdigest()}
     (folder / config_name).write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
     if card is not None:
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def read_folder(folder: Path, *, config: str, weights: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -73,3 +76,38 @@ def read_folder(folder: Path, *, config: str, weights: str) -> tuple[dict[str, A
         return values, load(blob)
     except SafetensorError as err:
         raise ValueError(f"{folder / weights} is no safetensors file ({err}); fetch the folder again.") from err
+
+
+def check_values(values: Any, kind: type, what: str, *, but: Collection[str] = ()) -> None:
+    """Refuse a table that does not hold all values of the dataclass ``kind``, save ``but``, and no others.
+
+    Raises
+    ------
+    ValueError
+        If values are missing or unknown.
+    """
+    known = {f.name for f in fields(kind)} - set(but)
+    given = set(values) if isinstance(values, dict) else set()
+    if given != known:
+        raise ValueError(
+            f"{what} lacks {sorted(known - given)} and holds unknown {sorted(given - known)}; it is damaged. Fetch the "
+            "model's folder again."
+        )
+
+
+def values_of_format(values: dict[str, Any], newest: int) -> tuple[dict[str, Any], int]:
+    """Values of a config without their format, and the format.
+
+    Raises
+    ------
+    ValueError
+        If it is later than ``newest``, or none.
+    """
+    written = values.get("format")
+    if not isinstance(written, int) or not 1 <= written <= newest:
+        readable = "format 1" if newest == 1 else f"formats 1 to {newest}"
+        raise ValueError(
+            f"The model is of format {written}; this version of nichekd reads {readable}. Upgrade nichekd, or train the "
+            "model anew."
+        )
+    return {name: value for name, value in values.items() if name != "format"}, written

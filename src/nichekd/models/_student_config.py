@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nichekd.models._folder import CONFIG, check_values, values_of_format
 from nichekd.models._metrics import are_metric_rows, metric_rows
 from nichekd.models._neighborhood_transformer import NeighborhoodConfig
 
 FORMAT = 3
 ADDED = {"training_range": 2, "metrics": 3}  # values of the config, by the format that they came with
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -73,22 +73,12 @@ class StudentConfig:
         ValueError
             If the values are of a later format, or some are missing or unknown.
         """
-        written = values.get("format")
-        if not isinstance(written, int) or not 1 <= written <= FORMAT:
-            raise ValueError(
-                f"The student is of format {written}; this version of nichekd reads formats 1 to {FORMAT}. "
-                "Upgrade nichekd, or distil the student anew."
-            )
-        known = {f.name for f in fields(cls)} - {name for name, since in ADDED.items() if since > written}
-        given = set(values) - {"format"}
-        if given != known:
-            raise ValueError(
-                f"{CONFIG} lacks {sorted(known - given)} and holds unknown {sorted(given - known)}; "
-                "it is damaged. Fetch the student's folder again."
-            )
-        values = {k: v for k, v in values.items() if k != "format"}
+        values, written = values_of_format(values, FORMAT)
+        later = {name for name, since in ADDED.items() if since > written}
+        check_values(values, cls, CONFIG, but=later)
         _check_values(values)
-        network = _network_config(values.pop("network"))
+        check_values(values["network"], NeighborhoodConfig, f"network of {CONFIG}")
+        network = NeighborhoodConfig(**values.pop("network"))
         names, colors = tuple(values.pop("niche_names")), tuple(values.pop("niche_colors"))
         return cls(network=network, niche_names=names, niche_colors=colors, **values)
 
@@ -108,12 +98,3 @@ def _check_values(values: dict[str, Any]) -> None:
     right |= {key: isinstance(values.get(key, {}), dict) for key in ("features", "training", "training_range")}
     if wrong := {key: values[key] for key, is_right in right.items() if not is_right}:
         raise ValueError(f"{CONFIG} holds {wrong}, as no student does; it is damaged. Fetch the folder again.")
-
-
-def _network_config(values: Any) -> NeighborhoodConfig:
-    known = {f.name for f in fields(NeighborhoodConfig)}
-    if not isinstance(values, dict) or set(values) != known:
-        raise ValueError(
-            f"The network of {CONFIG} is {values!r}; it has to name {sorted(known)}. Fetch the student's folder again."
-        )
-    return NeighborhoodConfig(**values)
