@@ -19,6 +19,7 @@ class Keys:
     NICHE_ENTROPY: Final = "niche_entropy"
     AREA: Final = "area_um2"  # of a nucleus or a cell
     NICHE_OOD: Final = "niche_ood"  # how unlike the training tissue a cell's surroundings look
+    NICHE_OOD_STAIN: Final = "niche_ood_stain"  # how unlike its stain alone is
     # obsm of the student
     STUDENT_LOGITS: Final = "student_logits"
     STUDENT_PROBA: Final = "student_proba"
@@ -69,6 +70,11 @@ class Keys:
     def ood(niche: str) -> str:
         """``obs`` key of the out-of-distribution score beside a student's labels ``obs[niche]``: ``<niche>_ood``."""
         return f"{niche}_ood"
+
+    @staticmethod
+    def ood_stain(niche: str) -> str:
+        """``obs`` key of the part of that score that is the stain's: ``<niche>_ood_stain``."""
+        return f"{niche}_ood_stain"
 
     @staticmethod
     def features(encoder: str) -> str:

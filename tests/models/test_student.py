@@ -98,7 +98,7 @@ def test_saved_and_loaded_it_says_the_same_to_the_bit(student, batch, folder):
 def test_folder(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "student.safetensors"]
     config = json.loads((folder / "config.json").read_text())
-    assert config["format"] == 3
+    assert config["format"] == 4
     assert config["radius"] == 45.25
     assert config["niche_names"] == ["duct", "acinus", "stroma"]
     assert config["features"] == FEATURES
@@ -305,7 +305,7 @@ def test_config_that_is_none(folder, text, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 4}, r"of format 4; this version of nichekd reads formats 1 to 3.*Upgrade"),
+        ({"format": 5}, r"of format 5; this version of nichekd reads formats 1 to 4.*Upgrade"),
         ({"format": 1}, r"unknown \['metrics', 'training_range'\]"),
         ({"format": 2}, r"unknown \['metrics'\]"),
         ({"format": "gone"}, "of format None"),

@@ -74,6 +74,19 @@ def test_means_of_few_cells_may_lie_farther_off(tissue):
     assert by_size[0] < by_size[1] < by_size[2] == by_size[3]
 
 
+def test_limit_is_that_of_cells_nobody_learned_from_where_they_lie_farther(tissue):
+    """An encoder keeps its own training tissue together."""
+    rows, groups = tissue
+    held = np.arange(400) % 10 == 0
+    spread = np.where(
+        held[:, None], 3 * (rows - 8 * groups[:, None] * [0, 1, 0, 0]) + 8 * groups[:, None] * [0, 1, 0, 0], rows
+    )
+    blind, told = range_of(spread, groups), range_of(spread, groups, held=held)
+    assert told.limit > blind.limit
+    assert (score(told, spread[held]) > 1).mean() <= 0.1 < (score(blind, spread[held]) > 1).mean()
+    assert range_of(rows, groups, held=np.zeros(400, dtype=bool)).limit == range_of(rows, groups).limit
+
+
 def test_limit_is_that_of_parts_left_out(tissue):
     """Where a part of the tissue is another, tissue is that far from the rest of it."""
     rows, groups = tissue

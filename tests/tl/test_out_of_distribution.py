@@ -186,6 +186,43 @@ def test_another_stain(lesson, student):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_stain_that_the_student_does_not_see_is_out_of_distribution(lesson, student):
+    """Features as if the encoder were blind to it: the score is the stain's alone."""
+    known = lesson[0]["table"].obs
+    assert (known["niche_ood_stain"] > 1).mean() < 0.1
+    assert (known["niche_ood_stain"] <= known["niche_ood"]).all()
+    sdata, table = slide_of(lesson, stained), lesson[0]["table"]
+    features = table.uns["nichekd"]["features"]["X_color"]
+    sdata["table"].obsm["X_color"] = table.obsm["X_color"]
+    sdata["table"].uns["nichekd"]["features"] = {"X_color": features | {"image": "he"}}
+    nk.tl.predict_niches(sdata, student, use_rep="X_color")
+    new = sdata["table"].obs
+    assert (new["niche_ood"] > 1).mean() > 0.9
+    np.testing.assert_array_equal(new["niche_ood"], new["niche_ood_stain"])
+    np.testing.assert_array_equal(new["niche"].astype(str), known["niche"].astype(str))
+
+
+def test_stain_travels_with_the_student(lesson, student, tmp_path):
+    sdata = slide_of(lesson)
+    predict(sdata, NicheStudent.load(student.save(tmp_path / "student")))
+    expected = lesson[0]["table"].obs["niche_ood_stain"]
+    np.testing.assert_allclose(sdata["table"].obs["niche_ood_stain"], expected, rtol=1e-4)
+
+
+def test_stain_is_that_of_the_normalised_crops():
+    """What normalisation takes away is not out of distribution."""
+    found = {}
+    for stain in (None, "reinhard"):
+        home, slide = (nk.datasets.simulate(400, K=2, seed=0) for _ in range(2))
+        nk.pp.histology_features(home, encoder="color", crop_px=64, stain=stain)
+        student = nk.tl.distill(home, teacher="niche_true", fit=ONE_EPOCH)
+        slide = nk.io.paired(slide["table"].copy(), stained(np.asarray(slide["he"].data)), mpp=0.25)
+        predict(slide, student)
+        found[stain] = (slide["table"].obs["niche_ood_stain"] > 1).mean()
+    assert found["reinhard"] < found[None]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("mpp", "effect"), [(0.5, "detail is missing"), (0.125, "made coarser")])
 def test_another_resolution(student, mpp, effect):
     sdata = nk.datasets.simulate(400, K=2, seed=0, mpp=mpp)
@@ -208,3 +245,4 @@ def test_without_its_image_nothing_is_said_of_it(lesson, student):
     table = lesson[0]["table"].copy()
     nk.tl.predict_niches(table, student)
     assert table.obs["niche_ood"].notna().all()
+    assert "niche_ood_stain" not in table.obs

@@ -43,8 +43,9 @@ class NicheStudent(SavedModel, tags=["histology", "spatial-transcriptomics", "ti
         self.whiten = Whiten(config.n_features, config.network.n_features)
         self.backbone = neighborhood_network(config.network)
         self.head = nn.Linear(config.network.d_model, len(config.niche_names))
-        n_groups = config.training_range.get("n_groups")
+        n_groups, n_stains = (config.training_range.get(name) for name in ("n_groups", "n_stains"))
         self.training_range = TrainingRange(config.network.n_features, n_groups) if n_groups else None
+        self.stain_range = TrainingRange(3, n_stains) if n_stains else None
         self.history: dict[str, list[float]] = {}
 
     @property
@@ -70,9 +71,13 @@ class NicheStudent(SavedModel, tags=["histology", "spatial-transcriptomics", "ti
         """Calibrated, (B, K)."""
         return torch.softmax(logits / (self.config.temperature * self.config.calibration), dim=-1)
 
-    def remember(self, found: TrainingRange, about: dict[str, Any]) -> NicheStudent:
+    def remember(
+        self, found: TrainingRange, about: dict[str, Any], *, stain: TrainingRange | None = None
+    ) -> NicheStudent:
         """Keep what the training tissue was like: distances, and ``config.training_range``; returns the student."""
         self.training_range = found
+        if stain is not None:
+            self.stain_range = stain
         return self.configure(training_range=about)
 
     def configure(self, **changes: Any) -> NicheStudent:

@@ -10,7 +10,7 @@ from nichekd.models._folder import CONFIG, check_values, values_of_format
 from nichekd.models._metrics import are_metric_rows, metric_rows
 from nichekd.models._neighborhood_transformer import NeighborhoodConfig
 
-FORMAT = 3
+FORMAT = 4  # with the range of stains
 ADDED = {"training_range": 2, "metrics": 3}  # values of the config, by the format that they came with
 
 
@@ -38,8 +38,8 @@ class StudentConfig:
         Facts for the model card: data, split, seeds.
     training_range
         What the training tissue was like, lowest and highest over its sections: ``mpp`` of the images, mean
-        ``n_neighbors``, and ``color`` of the crops; and the number of ``n_groups`` of
-        :class:`nichekd.models.TrainingRange`. Empty where it is not known.
+        ``n_neighbors``, and ``color`` of the crops; and how many means, ``n_groups`` and ``n_stains``, the two
+        :class:`nichekd.models.TrainingRange` have, of tissue and of stain. Empty where it is not known.
     metrics
         For the model card, how well it did, and its floors and ceiling: a table of :func:`nichekd.tl.agreement` or
         :func:`nichekd.tl.evaluate`, a row a method; kept as rows of plain values, those of another K left out.

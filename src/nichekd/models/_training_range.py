@@ -59,6 +59,7 @@ class TrainingRange(nn.Module):
         *,
         parts: NDArray[np.integer],
         lone: NDArray[np.bool_],
+        held: NDArray[np.bool_] | None = None,
         before: TrainingRange | None = None,
     ) -> TrainingRange:
         """Of training cells.
@@ -77,6 +78,10 @@ class TrainingRange(nn.Module):
         lone
             Cells whose neighborhoods hardly overlap, (n,): the covariance is theirs. To shrink it by how many there are,
             they have to be counted once.
+        held
+            Cells that neither the features' encoder nor the student learned from, (n,), if there are some: the limit is
+            their distance from the others where that is the larger one, since features of an encoder that was trained on
+            this very tissue spread less there than on new tissue of the same kind.
         before
             Range of the sections that the student was trained on earlier, which goes on to be in range.
         """
@@ -85,17 +90,19 @@ class TrainingRange(nn.Module):
         if before is not None:
             size = (size + float(before.size)) / 2
         extra = _extra(sizes, size)
-        distances = []
-        for part in np.unique(parts):
-            out = parts == part
+
+        def left_out(out: NDArray[np.bool_]) -> NDArray[np.float64]:
+            """Distances of some cells from the others; none where the others are too few."""
             if np.count_nonzero(lone & ~out) < FEWEST:
-                break
-            fitted = _gaussians(rows[~out], groups[~out], lone[~out], before)
-            distances.append(_distances(rows[out], extra[out], *fitted))
+                return np.empty(0)
+            return _distances(rows[out], extra[out], *_gaussians(rows[~out], groups[~out], lone[~out], before))
+
         means, covariance = _gaussians(rows, groups, lone, before)
-        if not distances:
-            distances.append(_distances(rows, extra, means, covariance))
-        limit = float(np.quantile(np.concatenate(distances), WITHIN))
+        of_parts = np.concatenate([left_out(parts == part) for part in np.unique(parts)])
+        if not len(of_parts):
+            of_parts = _distances(rows, extra, means, covariance)
+        of_held = left_out(held) if held is not None else np.empty(0)
+        limit = max(float(np.quantile(found, WITHIN)) for found in (of_parts, of_held) if len(found))
         made = cls(rows.shape[1], len(means))
         made.means.copy_(torch.from_numpy(means))
         made.covariance.copy_(torch.from_numpy(covariance))

@@ -105,7 +105,7 @@ def distill(
 
     - ``obsm["student_logits"]`` and ``obsm["student_proba"]``, float32 (n, K);
     - ``obs["niche"]``, categorical with the teacher's names; ``obs["niche_entropy"]``, in [0, 1] (units of log K);
-      ``obs["niche_ood"]``, see :func:`nichekd.tl.predict_niches`;
+      ``obs["niche_ood"]`` and ``obs["niche_ood_stain"]``, see :func:`nichekd.tl.predict_niches`;
     - ``uns["niche_colors"]``, the teacher's; ``uns["nichekd"]["distill"]``: parameters, temperature, history;
       ``uns["nichekd"]["alignment_qc"]``, see :func:`nichekd.pp.alignment_qc`, where it was not looked at before.
 
@@ -144,6 +144,7 @@ def distill(
     from nichekd.tl._out_of_distribution import remember_training
     from nichekd.tl._predict_niches import write_student_niches
     from nichekd.tl._ranks import launched, require_prepared
+    from nichekd.tl._slide_colors import SlideColors
     from nichekd.tl._student_inputs import check_features, student_neighborhoods, student_rep
 
     started = time.perf_counter()
@@ -192,10 +193,12 @@ def distill(
             fit=fit, seed=seed, fabric=fabric,
         )  # fmt: skip
     student.history = history.columns
+    colors = SlideColors.of(data, adata, student, use_rep)
     remember_training(
-        data, adata, student, index, components, train=train, groups=target.logits[train].argmax(1), use_rep=use_rep, seed=seed
+        student, index, components, train=train, groups=target.logits[train].argmax(1),
+        held=None if held_out is None else held_out.cells, colors=colors,
     )  # fmt: skip
-    write_student_niches(adata, student, index, components, fabric=fabric, key_added=key_added)
+    write_student_niches(adata, student, index, components, fabric=fabric, colors=colors, key_added=key_added)
     record(
         adata, "distill" if key_added == Keys.NICHE else f"distill_{key_added}", seconds=time.perf_counter() - started, K=student.n_niches, use_rep=use_rep,
         teacher=teacher if isinstance(teacher, str) else "array", temperature=tau, seed=seed, preset=preset, embedding=embedding, n_processes=fabric.world_size,

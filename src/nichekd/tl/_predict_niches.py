@@ -11,8 +11,8 @@ from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import get_table, working_copy
 from nichekd.tl._inputs import features_of
-from nichekd.tl._neighborhood_means import neighborhood_means
-from nichekd.tl._out_of_distribution import slide_warnings
+from nichekd.tl._out_of_distribution import score_cells, slide_warnings
+from nichekd.tl._slide_colors import SlideColors
 from nichekd.tl._student_inputs import check_features, find_cells, student_neighborhoods, student_rep
 from nichekd.tl._write_niches import write_labels
 
@@ -45,9 +45,9 @@ def predict_niches(
     µm per pixel, and neighborhoods of its radius; and on a slide without any cells, :func:`nichekd.pp.segment_nuclei`.
 
     A cell is out of distribution where its neighborhood's features are further from those of training than 95 % of
-    training tissue are from the rest of it, see :class:`nichekd.models.TrainingRange`. Its probabilities can be high
-    nevertheless: they say which of the niches it is, granted that it is one of them. The score judges what the student
-    reads: a change of stain to which its encoder is blind leaves it as it is, and is left to the warnings.
+    training tissue are from the rest of it, see :class:`nichekd.models.TrainingRange`, or its stain is: the logarithms
+    of the mean optical densities of red, green and blue over the neighborhood's crops. The score is the larger of the
+    two. Its probabilities can be high nevertheless: they say which of the niches it is, granted that it is one of them.
 
     Parameters
     ----------
@@ -78,7 +78,8 @@ def predict_niches(
 
     - ``obsm["student_logits"]`` and ``obsm["student_proba"]``, float32 (n, K);
     - ``obs["niche"]``, categorical, missing below ``min_confidence``; ``obs["niche_entropy"]``, in [0, 1] (units of
-      log K); ``obs["niche_ood"]``, over 1 out of distribution, unless the student is of an older version;
+      log K); ``obs["niche_ood"]``, over 1 out of distribution, unless the student is of an older version, and
+      ``obs["niche_ood_stain"]``, the part of it that is the stain's, where there is an image;
     - ``uns["niche_colors"]`` and ``uns["nichekd"]["predict_niches"]``, with ``warnings``, if there are some.
 
     Raises
@@ -115,11 +116,13 @@ def predict_niches(
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     check_features(adata, student, use_rep, features.shape[1])
     index = student_neighborhoods(data, student, split_key=split_key, table_key=table_key)
+    colors = SlideColors.of(data, adata, student, use_rep)
     write_student_niches(
         adata,
         student,
         index,
         student.whiten.rows(features),
+        colors=colors,
         fabric=make_fabric(device),
         key_added=key_added,
         min_confidence=min_confidence,
@@ -128,7 +131,7 @@ def predict_niches(
     parameters |= {"min_confidence": min_confidence, "warnings": None}
     if student.training_range is not None:
         ood = adata.obs[Keys.ood(key_added)].to_numpy()
-        found = slide_warnings(data, adata, student, index, use_rep=use_rep, ood=ood)
+        found = slide_warnings(student, index, colors, ood=ood)
         for sentence in found:
             warnings.warn(sentence, UserWarning, stacklevel=2)
         parameters["warnings"] = found or None
@@ -143,6 +146,7 @@ def write_student_niches(
     components: NDArray[np.float32],
     *,
     fabric: Fabric,
+    colors: SlideColors | None = None,
     key_added: str = Keys.NICHE,
     min_confidence: float | None = None,
 ) -> None:
@@ -161,12 +165,23 @@ def write_student_niches(
         log.info("%d of %d cells get no niche: none has a probability of %g", unsure.sum(), len(codes), min_confidence)
     write_labels(adata, key_added, codes, student.config.niche_names, n_niches=student.n_niches)
     adata.uns[Keys.colors(key_added)] = list(student.config.niche_colors)
-    if student.training_range is not None:
-        means = neighborhood_means(index, components)
-        adata.obs[Keys.ood(key_added)] = student.training_range.score(means, index.sizes)
-    elif Keys.ood(key_added) in adata.obs:
-        del adata.obs[Keys.ood(key_added)]  # another student's
+    write_scores(adata, score_cells(student, index, components, colors), key_added=key_added)
     log.info("niches of %d cells, mean entropy %.2f", len(logits), float(entropy.mean()))
+
+
+def write_scores(
+    adata: AnnData, scores: tuple[NDArray[np.float32] | None, NDArray[np.float32] | None], *, key_added: str
+) -> None:
+    """Write the larger of the scores of tissue and stain, and the stain's; another student's are taken away."""
+    known = [score for score in scores if score is not None]
+    for key, score in (
+        (Keys.ood(key_added), np.max(known, axis=0) if known else None),
+        (Keys.ood_stain(key_added), scores[1]),
+    ):
+        if score is not None:
+            adata.obs[key] = score
+        elif key in adata.obs:
+            del adata.obs[key]
 
 
 def write_probabilities(
