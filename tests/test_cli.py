@@ -99,6 +99,9 @@ def test_data_that_are_not_what_their_name_says(name, says, tmp_path):
         (("distill", "cells.h5ad", "--use-rep", "X_none", "--out", "new"), "X_none"),
         (("distill", "cells.h5ad", "--use-rep", "X", "--encoder", "color", "--out", "new"), "--use-rep"),
         (("distill", "cells.h5ad", "--weights", "w", "--out", "new"), "--encoder"),
+        (("distill", "cells.h5ad", "he.tif", "--out", "new"), "Hand it in: --mpp."),
+        (("distill", "cells.h5ad", "--gene-aware", "small_cnn", "--encoder", "color", "--out", "new"), "Name one"),
+        (("distill", "cells.h5ad", "--gene-aware", "small_cnn", "--out", "new"), "SpatialData"),
         (("predict", "cells.h5ad", "--student", "nobody", "--out", "new.h5ad"), "nobody"),
     ],
 )
@@ -171,6 +174,15 @@ def test_from_features_to_a_new_slide(section, tmp_path, quick):
     assert here.astype(str).tolist() == there.astype(str).tolist(), "a saved student predicts what it predicted"
     assert (tmp_path / "new" / "niches.png").is_file()
     assert not (tmp_path / "new" / "agreement.csv").exists(), "there is no test strip"
+
+
+def test_a_gene_aware_student(section, tmp_path, quick):
+    slide = (section.cells, section.image, "--mpp", 0.5)
+    taught = nichekd("distill", *slide, "-K", 2, "--gene-aware", "small_cnn", "--out", tmp_path / "new")
+    assert taught.code == 0, taught.err
+    student = nk.models.NicheStudent.load(tmp_path / "new" / "student")
+    assert student.encoder.name == "gene_aware"
+    assert student.n_niches == 2
 
 
 def test_demo_writes_what_it_says(tmp_path, monkeypatch, quick):

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nichekd.cli._words import words_of_the_shell
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -50,7 +52,8 @@ def read(path: Path, image: Path | None = None, *, mpp: float | None = None) -> 
         return adata
     from nichekd import io
 
-    return io.paired(adata, image, mpp=mpp)
+    with words_of_the_shell():
+        return io.paired(adata, image, mpp=mpp)
 
 
 def check_out(path: Path, data: AnnData | SpatialData) -> None:

@@ -35,7 +35,9 @@ def evaluate(
     weights: opt.Weights = None,
     use_rep: Annotated[str | None, typer.Option("--use-rep", help="Image features in obsm. Default: those written last.", show_default=False)] = None,
     methods: Annotated[list[str] | None, typer.Option("--method", help="Row of the tables; give it once for each. Default: all but the ablations (see nk.tl.evaluate).", show_default=False)] = None,
-    gene_aware: Annotated[str, typer.Option("--gene-aware", help="Where the gene-aware encoder starts: small_cnn, efficientnet_lite0.")] = "efficientnet_lite0",
+    gene_aware: Annotated[str, typer.Option("--gene-aware", help="Where the gene-aware encoder starts: small_cnn, efficientnet_lite0, uni2, or a model of timm.")] = "efficientnet_lite0",
+    gene_aware_weights: Annotated[Path | None, typer.Option("--gene-aware-weights", help="Weights file of that start.", show_default=False)] = None,
+    gene_aware_lora: Annotated[bool, typer.Option("--gene-aware-lora", help="Train adapters in a vision transformer instead of all of it.")] = False,
     n_teachers: Annotated[int, typer.Option("--n-teachers", help="Seeds whose consensus each teacher is.")] = 1,
     device: opt.Device = None,
     table_key: opt.Table = "table",
@@ -65,7 +67,8 @@ def evaluate(
     cells = data if many else _data.read(data, image, mpp=mpp)
     table = nk.tl.evaluate(
         cells, K=n_niches or (10, 20), seeds=seeds or (0, 1, 2), cell_type_key=cell_type_key,
-        annotation_key=annotation_key, use_rep=use_rep, encoder=encoder, weights=weights, methods=methods, gene_aware=gene_aware, n_teachers=n_teachers,
+        annotation_key=annotation_key, use_rep=use_rep, encoder=encoder, weights=weights, methods=methods, gene_aware=gene_aware,
+        gene_aware_weights=gene_aware_weights, gene_aware_lora=nk.models.LoraSettings() if gene_aware_lora else None, n_teachers=n_teachers,
         out=out, device=device, table_key=table_key,
     )  # fmt: skip
     shown = [

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nichekd.cli import _data
+from nichekd.cli._words import words_of_the_shell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from anndata import AnnData
     from spatialdata import SpatialData
 
 log = logging.getLogger(__name__)
-
-# what the functions' messages advise, and how it is said here
-WORDS = {
-    "nk.io.slide(path, mpp=...)": "--mpp",
-    "nuclei=nk.pp.NucleusSettings(faint=0.2)": "nichekd segment --faint 0.2",
-    "mpp=": "--mpp",
-    "shapes=": "--nuclei",
-    "method=": "--method ",
-}
 
 
 def zarr_attributes(path: Path) -> dict[str, Any] | None:
@@ -93,20 +83,6 @@ def read_slide(path: Path, *, mpp: float | None) -> SpatialData:
     if not getattr(found, "images", None):
         raise ValueError(f"{path} has no image. Name a slide, or a SpatialData with one.")
     return found  # type: ignore[return-value]
-
-
-@contextmanager
-def words_of_the_shell() -> Iterator[None]:
-    """Name options, not arguments of Python, in what is said of bad input."""
-    try:
-        yield
-    except (TypeError, ValueError) as err:
-        if type(err) not in (TypeError, ValueError):  # of other libraries, which take more than a message
-            raise
-        message = str(err)
-        for python, shell in WORDS.items():
-            message = message.replace(python, shell)
-        raise type(err)(message) from err
 
 
 def find_nuclei(cells: AnnData | SpatialData, nuclei: Path | None, *, device: str | None, table_key: str) -> bool:

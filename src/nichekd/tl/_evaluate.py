@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-    from nichekd.models import NolanSettings
+    from nichekd.models import LoraSettings, NolanSettings
     from nichekd.tl._fit_settings import FitSettings
     from nichekd.tl._gene_aware_fit import GeneAwareSettings
 
@@ -41,6 +41,8 @@ def evaluate(
     weights: str | Path | None = None,
     methods: Sequence[str] | None = None,
     gene_aware: str = "efficientnet_lite0",
+    gene_aware_weights: str | Path | None = None,
+    gene_aware_lora: LoraSettings | None = None,
     gene_aware_fit: GeneAwareSettings | None = None,
     n_teachers: int = 1,
     fit: FitSettings | None = None,
@@ -89,8 +91,9 @@ def evaluate(
           (``niche_teacher_other_seed``);
         - ablations of the student on frozen features: ``niche_own_crop``, ``niche_no_position``,
           ``niche_hard_labels``, ``niche_transformer``.
-    gene_aware, gene_aware_fit
-        Where the gene-aware encoder starts, and its training settings, see :func:`nichekd.tl.gene_aware_encoder`.
+    gene_aware, gene_aware_weights, gene_aware_lora, gene_aware_fit
+        Where the gene-aware encoder starts, its weights file, adapters in a ViT in place of the whole network, and
+        training settings: ``encoder``, ``weights``, ``lora`` and ``fit`` of :func:`nichekd.tl.gene_aware_encoder`.
     n_teachers
         Seeds whose consensus a teacher is, ``n_seeds`` of :func:`nichekd.tl.nolan`.
     fit, nolan_fit
@@ -132,7 +135,8 @@ def evaluate(
     options: dict[str, Any] = {
         "K": distinct(K, "K"), "seeds": distinct(seeds, "seeds"), "cell_type_key": cell_type_key,
         "annotation_key": annotation_key, "use_rep": use_rep, "encoder": encoder,
-        "weights": weights, "methods": methods, "gene_aware": gene_aware, "gene_aware_fit": gene_aware_fit,
+        "weights": weights, "methods": methods, "gene_aware": gene_aware,
+        "gene_aware_weights": gene_aware_weights, "gene_aware_lora": gene_aware_lora, "gene_aware_fit": gene_aware_fit,
         "n_teachers": n_teachers, "fit": fit, "nolan_fit": nolan_fit, "n_permutations": n_permutations, "split_key": split_key, "device": device, "table_key": table_key,
     }  # fmt: skip
     datasets = as_datasets(data)

@@ -97,13 +97,16 @@ def _gene_aware_encoder(evaluation: Evaluation, folder: EvaluationFolder) -> Any
     from nichekd.tl._gene_aware_encoder import NAME, gene_aware_encoder
 
     kept = None if folder.path is None else folder.path / ENCODER
+    start = {"gene_aware": evaluation.gene_aware, "gene_aware_weights": evaluation.gene_aware_weights}
+    start |= {"gene_aware_lora": evaluation.gene_aware_lora}
+    folder.check({name: "default" if value is None else str(value) for name, value in start.items()})
     if kept is not None and kept.is_dir():
         encoder = Encoder.load(kept)
         register_encoder(NAME, lambda weights: encoder, overwrite=True)
         return encoder
     encoder = gene_aware_encoder(
-        evaluation.data, encoder=evaluation.gene_aware, split_key=evaluation.split_key, seed=evaluation.seeds[0],
-        fit=evaluation.gene_aware_fit, device=evaluation.device, table_key=evaluation.table_key,
+        evaluation.data, encoder=evaluation.gene_aware, weights=evaluation.gene_aware_weights,
+        lora=evaluation.gene_aware_lora, split_key=evaluation.split_key, seed=evaluation.seeds[0], fit=evaluation.gene_aware_fit, device=evaluation.device, table_key=evaluation.table_key,
     )  # fmt: skip
     if kept is not None:
         encoder.save(kept)

@@ -31,7 +31,7 @@ from nichekd.tl._inputs import check_n_niches, features_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from nichekd.models import NolanSettings
+    from nichekd.models import LoraSettings, NolanSettings
     from nichekd.tl._evaluation_methods import Method
     from nichekd.tl._fit_settings import FitSettings
     from nichekd.tl._gene_aware_fit import GeneAwareSettings
@@ -51,8 +51,8 @@ class Evaluation:
         Cells.
     methods
         To be compared.
-    K, seeds, cell_type_key, annotation_key, use_rep, encoder, weights, gene_aware, gene_aware_fit, n_teachers, fit, nolan_fit, \
-    n_permutations, split_key, device, table_key
+    K, seeds, cell_type_key, annotation_key, use_rep, encoder, weights, gene_aware, gene_aware_weights, \
+    gene_aware_lora, gene_aware_fit, n_teachers, fit, nolan_fit, n_permutations, split_key, device, table_key
         As in :func:`nichekd.tl.evaluate`.
     """
 
@@ -69,6 +69,8 @@ class Evaluation:
         encoder: str | None,
         weights: Any,
         gene_aware: str,
+        gene_aware_weights: Any,
+        gene_aware_lora: LoraSettings | None,
         gene_aware_fit: GeneAwareSettings | None,
         n_teachers: int,
         fit: FitSettings | None,
@@ -81,7 +83,8 @@ class Evaluation:
         self.data, self.methods, self.all_k, self.seeds = data, methods, K, seeds
         self.cell_type_key, self.annotation_key = cell_type_key, annotation_key
         self.use_rep, self.encoder, self.weights = use_rep, encoder, weights
-        self.gene_aware, self.gene_aware_fit, self.n_permutations = gene_aware, gene_aware_fit, n_permutations
+        self.gene_aware, self.gene_aware_weights, self.gene_aware_lora = gene_aware, gene_aware_weights, gene_aware_lora
+        self.gene_aware_fit, self.n_permutations = gene_aware_fit, n_permutations
         self.n_teachers, self.fit, self.nolan_fit = n_teachers, fit, nolan_fit
         self.split_key, self.device, self.table_key = split_key, device, table_key
         self.adata = get_table(data, table_key)
