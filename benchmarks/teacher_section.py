@@ -15,12 +15,14 @@ import argparse
 import json
 import time
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import scanpy as sc
 import teacher
 from pancreas_section import RESULTS, left_quarter
 from sklearn.metrics import mutual_info_score
@@ -44,6 +46,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     keep_freed_memory()
     nk.settings.progress = False
+    # of more cells than 8,192 scanpy asks pynndescent, whose graph it can't read; squidpy asks scanpy
+    sc.pp.neighbors = partial(sc.pp.neighbors, transformer="sklearn")
     teacher.K, teacher.CELL_TYPE = options.K, CELL_TYPE
     teacher.RESOLUTIONS = [0.05, 0.1, 0.2, 0.4, 0.8]
     adata = left_quarter(options.section)

@@ -21,6 +21,16 @@ def test_with_a_score_of_novelty(cells, panels, tmp_path):
     assert (tmp_path / "maps.png").exists()
 
 
+def test_a_slide_with_nothing_new_does_not_look_as_if_it_had(cells, panels):
+    """Its highest score is pale, where the colours of another slide's begin."""
+    cells.obs["niche_ood"] = np.linspace(0, 0.9, 400)
+    dots = panels(nk.pl.uncertainty(cells, keys="niche_ood"))["How unlike the training tissue"].collections[0]
+    assert dots.get_clim() == (0, 2)
+    cells.obs["niche_ood"] *= 10
+    dots = panels(nk.pl.uncertainty(cells, keys="niche_ood"))["How unlike the training tissue"].collections[0]
+    assert dots.get_clim()[1] == pytest.approx(9, rel=0.01)
+
+
 def test_subset(cells, panels):
     shown = panels(nk.pl.uncertainty(cells, subset="test"))
     n_test = (cells.obs["split"] == "test").sum()

@@ -112,3 +112,26 @@ def test_torch_random_state_is_left_alone():
     before = torch.get_rng_state()
     nk.tl.gene_aware_encoder(section(), target="X_latent", crop_px=64, fit=FAST)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_crops_at_another_resolution():
+    """Of an image with four equal pixels for each of another's, it learns at that one's resolution what it does there."""
+    coarse, fine = section(), section()
+    pixels = np.asarray(coarse["he"].data)
+    twice = pixels.repeat(2, axis=1).repeat(2, axis=2)
+    fine = nk.io.paired(fine["table"].copy(), twice, mpp=0.125)
+    quick = GeneAwareSettings(max_epochs=1, crops_per_epoch=16)
+    about = {"target": "X_latent", "crop_px": 64, "fit": quick}
+    expected = nk.tl.gene_aware_encoder(coarse, **about).fingerprint
+    assert nk.tl.gene_aware_encoder(fine, mpp=0.25, **about).fingerprint == expected
+    assert fine["table"].uns[Keys.UNS]["gene_aware_encoder"]["mpp"] == 0.25
+    assert nk.tl.gene_aware_encoder(fine, **about).fingerprint != expected
+
+
+def test_crops_of_normalised_stain(trained):
+    encoder = nk.tl.gene_aware_encoder(section(), target="X_latent", crop_px=64, stain="reinhard", fit=FAST)
+    assert encoder.fingerprint != trained[1].fingerprint
+    with pytest.raises(ValueError, match="stain='pink'; choose one of"):
+        nk.tl.gene_aware_encoder(section(), target="X_latent", crop_px=64, stain="pink")
+    with pytest.raises(ValueError, match="µm per pixel"):
+        nk.tl.gene_aware_encoder(section(), target="X_latent", crop_px=64, mpp=50)

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 WORDS: Final = {
     Keys.NICHE_ENTROPY: ("How unsure the student is", "entropy of the niche probabilities, in units of log K"),
     Keys.NICHE_OOD: ("How unlike the training tissue", "out-of-distribution score"),
+    Keys.NICHE_OOD_STAIN: ("How unlike its stain", "out-of-distribution score"),
 }
+#: least upper end of the colours: a slide with nothing out of distribution, which begins at 1, is not to look as if it had
+LEAST_TOP: Final = {Keys.NICHE_ENTROPY: 0.5, Keys.NICHE_OOD: 2.0, Keys.NICHE_OOD_STAIN: 2.0}
 
 
 def uncertainty(
@@ -60,7 +63,8 @@ def uncertainty(
 
     Returns
     -------
-    The figure. Colours run from 0, or the least value below it, to the 99.5th percentile.
+    The figure. Colours run from 0, or the least value below it, to the 99.5th percentile, and at least to 0.5 of the
+    entropy and to 2 of an out-of-distribution score, so that slides can be compared by eye.
 
     Raises
     ------
@@ -101,7 +105,7 @@ def uncertainty(
         for ax, (key, column) in zip(axes.flat, values.items(), strict=False):
             title, label = WORDS.get(key, (key, key))
             frame(ax, extent, title=title)
-            points = _map(ax, xy, column, area)
+            points = _map(ax, xy, column, area, least_top=LEAST_TOP.get(key, 0.0))
             fig.colorbar(points, ax=ax, label=label, shrink=0.6, aspect=25, pad=0.01).outline.set_visible(False)
             if split is not None:
                 outline_test(ax, xy, split, label=ax is axes.flat[0])
@@ -109,11 +113,11 @@ def uncertainty(
         return finish(fig, save, dpi)
 
 
-def _map(ax: Axes, xy: NDArray[np.float64], values: NDArray[np.float64], area: float) -> Any:
+def _map(ax: Axes, xy: NDArray[np.float64], values: NDArray[np.float64], area: float, *, least_top: float) -> Any:
     from matplotlib import colormaps
 
     cmap = colormaps["magma_r"].with_extremes(bad=MISSING)
-    top = max(float(np.nanpercentile(values, 99.5)), np.finfo(np.float32).tiny)
+    top = max(float(np.nanpercentile(values, 99.5)), np.finfo(np.float32).tiny, least_top)
     bottom = min(0.0, float(np.nanmin(values)))
     order = np.argsort(np.nan_to_num(values, nan=-np.inf))  # the unsure on top
     return dots(ax, xy[order], values[order], area, cmap=cmap, vmin=bottom, vmax=top, plotnonfinite=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from nichekd.models import Encoder, LoraSettings
+    from nichekd.pp._stain import Stain
     from nichekd.tl._gene_aware_fit import GeneAwareSettings
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def gene_aware_encoder(
     seed: int = 0,
     n_clusters: int = 16,
     crop_px: int = 224,
+    mpp: float | None = None,
+    stain: Stain | None = None,
     image_key: str | None = None,
     fit: GeneAwareSettings | None = None,
     device: str | None = None,
@@ -85,8 +88,9 @@ def gene_aware_encoder(
         Same seed, same CPU, same encoder.
     n_clusters
         Expression clusters, k-means on the latent.
-    crop_px
-        Side of a crop, pixels of the image.
+    crop_px, mpp, stain
+        Side of a crop, pixels; µm per pixel of the crops, default the image's; normalisation of their colours, default
+        none: as :func:`nichekd.pp.histology_features` takes them, and has to be given the same afterwards.
     image_key
         Image; default the only one.
     fit
@@ -108,7 +112,7 @@ def gene_aware_encoder(
         If ``target``, ``teacher``, the image or a named split is missing.
     ValueError
         If there is no such encoder, it shows no maps at strides 8, 16 and 32 and is no ViT, or takes no crops of
-        ``crop_px``; if ``lora`` meets no ViT, too few blocks, or no weights; if the targets are NaN.
+        ``crop_px``; if ``mpp`` is no resolution or ``stain`` no normalisation; if ``lora`` meets no ViT, too few blocks, or no weights; if the targets are NaN.
     TypeError
         If ``sdata`` is no ``SpatialData``, ``encoder`` no name, or ``lora`` no settings.
     FileNotFoundError
@@ -129,7 +133,7 @@ def gene_aware_encoder(
     from nichekd import pp
     from nichekd._image import get_image
     from nichekd.models import register_encoder
-    from nichekd.pp._crops import CropReader
+    from nichekd.pp._plan import make_reader
     from nichekd.tl._gene_aware_crops import CropTask
     from nichekd.tl._gene_aware_fit import GeneAwareSettings, fit_gene_aware
     from nichekd.tl._loop import seeded
@@ -147,20 +151,20 @@ def gene_aware_encoder(
     around = neighborhood_means(index, latent)
     clusters, n_clusters = _clusters(latent, train, n_clusters, seed)
     niches = None if teacher is None else _niche_probabilities(adata, teacher, train)
-    reader = CropReader(image, crop_px=crop_px)
+    reader = make_reader(image, crop_px, mpp, stain)
     targets = np.concatenate([_unit(latent, train), _unit(around, train)], axis=1)
     with seeded(seed):
         ready = start_encoder(
             encoder, weights=weights, lora=lora, n_targets=targets.shape[1], n_clusters=n_clusters,
             n_niches=0 if niches is None else niches.shape[1],
         )  # fmt: skip
-        ready.check(crop_px)
+        ready.check(reader.crop_px)
         history = fit_gene_aware(
             ready,
-            CropTask(reader, image.xy_px, targets, clusters, niches),
+            CropTask(reader, image.xy_px * (image.mpp / reader.mpp), targets, clusters, niches),
             centres_um(adata),
             train,
-            margin=crop_px / 2 * image.mpp,
+            margin=crop_px / 2 * reader.mpp,
             fit=fit or GeneAwareSettings(),
             seed=seed,
             device=device,
@@ -169,7 +173,7 @@ def gene_aware_encoder(
     register_encoder(NAME, lambda weights: ready, overwrite=True)
     record(
         adata, "gene_aware_encoder", seconds=time.perf_counter() - started, encoder=encoder, target=target, seed=seed,
-        n_clusters=n_clusters, teacher=teacher, weights=None if weights is None else str(weights),
+        n_clusters=n_clusters, crop_px=reader.crop_px, mpp=reader.mpp, stain=stain, teacher=teacher, weights=None if weights is None else str(weights),
         lora=None if lora is None else vars(lora), fingerprint=ready.fingerprint, history=history.arrays(),
     )  # fmt: skip
     return ready
