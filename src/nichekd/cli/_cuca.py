@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +12,6 @@ cuca = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Abundances of cell types from H&E: train on sections with expression, predict on slides.",
 )
-UseRep = Annotated[
-    str | None,
-    typer.Option("--use-rep", help="Image features in obsm. Default: those written last.", show_default=False),
-]
 
 
 @cuca.command()
@@ -44,7 +41,7 @@ def train(
         typer.Option("--radius", help="µm to count in. Default: estimated, or 27.5 for --spots.", show_default=False),
     ] = None,
     spots: Annotated[bool, typer.Option("--spots", help="Train on spots of a hexagonal grid, as Visium's.")] = False,
-    use_rep: UseRep = None,
+    use_rep: opt.UseRep = None,
     encoder: opt.Encoder = None,
     weights: opt.Weights = None,
     library_key: Annotated[
@@ -74,7 +71,8 @@ def train(
     from nichekd._resolve import get_table
     from nichekd.cli import _data
 
-    _check(abundance_key, cell_type_key, spots=spots, use_rep=use_rep, encoder=encoder, weights=weights)
+    _check(abundance_key, cell_type_key, spots=spots, use_rep=use_rep)
+    _data.check_features(encoder=encoder, use_rep=use_rep, weights=weights)
     results = [out / name for name in ("model", "result.zarr", "result.h5ad", "agreement.csv")]
     _data.check_free(results, overwrite=overwrite, inputs=[data, image])
     cells = _data.read(data, image, mpp=mpp)
@@ -110,17 +108,11 @@ def train(
 @cuca.command()
 def predict(
     data: opt.Data,
-    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a model.", show_default=False)],
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="Result: .zarr (a SpatialData) or .h5ad (the table).", show_default=False),
-    ],
+    model: opt.Model,
+    out: opt.Result,
     image: opt.Image = None,
     mpp: opt.Mpp = None,
-    use_rep: Annotated[
-        str | None,
-        typer.Option("--use-rep", help="Image features in obsm. Default: the model's encoder's.", show_default=False),
-    ] = None,
+    use_rep: opt.ModelRep = None,
     device: opt.Device = None,
     table_key: opt.Table = "table",
     overwrite: opt.Overwrite = False,
@@ -134,32 +126,18 @@ def predict(
     from nichekd import models, tl
     from nichekd.cli import _data
 
-    _data.check_free([out], overwrite=overwrite, inputs=[data, image])
+    _data.check_free([out], overwrite=overwrite, inputs=[data, image, model])
     trained = models.AbundanceModel.load(model)
-    cells = _data.read(data, image, mpp=mpp)
-    _data.check_out(out, cells)
-    tl.predict_abundance(cells, trained, use_rep=use_rep, device=device, table_key=table_key)
-    _data.write(cells, out, table_key=table_key)
+    work = partial(tl.predict_abundance, model=trained, use_rep=use_rep, device=device, table_key=table_key)
+    _data.rewrite(work, data, out, image, mpp=mpp, table_key=table_key)
     typer.echo(f"Abundances written to {out}")
 
 
-def _check(
-    abundance_key: str | None,
-    cell_type_key: str | None,
-    *,
-    spots: bool,
-    use_rep: str | None,
-    encoder: str | None,
-    weights: Path | None,
-) -> None:
+def _check(abundance_key: str | None, cell_type_key: str | None, *, spots: bool, use_rep: str | None) -> None:
     if (abundance_key is None) == (cell_type_key is None):
         raise ValueError("Name either --abundance-key, abundances that are there, or --cell-type-key, types to count.")
     if spots and (cell_type_key is None or use_rep is not None):
         raise ValueError("--spots are made of cells with a --cell-type-key, and have no features for --use-rep yet.")
-    if encoder is not None and use_rep is not None:
-        raise ValueError("--encoder makes features, --use-rep takes those that are there. Name one of them.")
-    if weights is not None and encoder is None:
-        raise ValueError("--weights without an --encoder; name the encoder they belong to.")
 
 
 def _judge(cells: object, truth: str, library_key: str | None, out: Path, *, table_key: str) -> None:

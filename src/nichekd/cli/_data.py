@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nichekd.cli._words import words_of_the_shell
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -70,6 +70,47 @@ def check_out(path: Path, data: AnnData | SpatialData) -> None:
         raise ValueError(f"--out {path} ends neither in .zarr (a SpatialData) nor in .h5ad (the table alone).")
     if path.suffix == ZARR and isinstance(data, AnnData):
         raise ValueError(f"--out {path} is a SpatialData, which has an image. Name the IMAGE, or an .h5ad to write.")
+
+
+def check_features(
+    *, encoder: str | None, use_rep: str | None, weights: Path | None, gene_aware: str | None = None
+) -> None:
+    """That the image features are named in one way only.
+
+    Raises
+    ------
+    ValueError
+        If they are named in several ways, or weights belong to nothing.
+    """
+    named = {"--encoder": encoder, "--gene-aware": gene_aware, "--use-rep": use_rep}
+    if len(given := [option for option, value in named.items() if value is not None]) > 1:
+        raise ValueError(
+            f"{' and '.join(given)}: encoders make features, --use-rep takes those that are there. Name one of them."
+        )
+    if weights is not None and encoder is None and gene_aware is None:
+        raise ValueError("--weights without an --encoder; name the encoder they belong to.")
+
+
+def rewrite(
+    work: Callable[[Any], object],
+    data: Path,
+    out: Path,
+    image: Path | None = None,
+    *,
+    mpp: float | None = None,
+    table_key: str = "table",
+) -> None:
+    """Read ``data``, have ``work`` write into it, and write the result to ``out``, which has to be free.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`read` and :func:`check_out` do.
+    """
+    cells = read(data, image, mpp=mpp)
+    check_out(out, cells)
+    work(cells)
+    write(cells, out, table_key=table_key)
 
 
 def check_free(paths: Sequence[Path], *, overwrite: bool, inputs: Sequence[Path | None] = ()) -> None:

@@ -23,10 +23,7 @@ def distill(
         int | None,
         typer.Option("-K", "--n-niches", help="Number of niches. Default: the teacher's, or 10.", show_default=False),
     ] = None,
-    use_rep: Annotated[
-        str | None,
-        typer.Option("--use-rep", help="Image features in obsm. Default: those written last.", show_default=False),
-    ] = None,
+    use_rep: opt.UseRep = None,
     encoder: opt.Encoder = None,
     gene_aware: Annotated[
         str | None,
@@ -67,14 +64,7 @@ def distill(
     from nichekd.cli._report import report
 
     results = [out / name for name in ("student", "result.zarr", "result.h5ad", "niches.png", "agreement.csv")]
-    named = {"--encoder": encoder, "--gene-aware": gene_aware, "--use-rep": use_rep}
-    if len(given := [option for option, value in named.items() if value is not None]) > 1:
-        raise ValueError(
-            f"{' and '.join(given)}: --encoder and --gene-aware make features, --use-rep takes those that are there. "
-            "Name one of them."
-        )
-    if weights is not None and encoder is None and gene_aware is None:
-        raise ValueError("--weights without an --encoder or --gene-aware; name the encoder they belong to.")
+    _data.check_features(encoder=encoder, use_rep=use_rep, weights=weights, gene_aware=gene_aware)
     _data.check_free(results, overwrite=overwrite, inputs=[data, image])
     cells = _data.read(data, image, mpp=mpp)
     if split:

@@ -33,7 +33,7 @@ def evaluate(
     annotation_key: Annotated[str | None, typer.Option("--annotation-key", help="obs column with a pathologist's annotation, for the probe.", show_default=False)] = None,
     encoder: opt.Encoder = None,
     weights: opt.Weights = None,
-    use_rep: Annotated[str | None, typer.Option("--use-rep", help="Image features in obsm. Default: those written last.", show_default=False)] = None,
+    use_rep: opt.UseRep = None,
     methods: Annotated[list[str] | None, typer.Option("--method", help="Row of the tables; give it once for each. Default: all but the ablations (see nk.tl.evaluate).", show_default=False)] = None,
     gene_aware: Annotated[str, typer.Option("--gene-aware", help="Where the gene-aware encoder starts: small_cnn, efficientnet_lite0, uni2, or a model of timm.")] = "efficientnet_lite0",
     gene_aware_weights: Annotated[Path | None, typer.Option("--gene-aware-weights", help="Weights file of that start.", show_default=False)] = None,
@@ -57,10 +57,7 @@ def evaluate(
     import nichekd as nk
     from nichekd.cli import _data
 
-    if encoder is not None and use_rep is not None:
-        raise ValueError("--encoder makes features, --use-rep takes those that are there. Name one of them.")
-    if weights is not None and encoder is None:
-        raise ValueError("--weights without an --encoder; name the encoder they belong to.")
+    _data.check_features(encoder=encoder, use_rep=use_rep, weights=weights)
     many = data.is_dir() and data.suffix != _data.ZARR
     if many and (image is not None or mpp is not None):
         raise ValueError(f"{data} is a folder of data sets, which have images of their own. Leave IMAGE and --mpp out.")

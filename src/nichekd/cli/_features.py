@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,10 +9,7 @@ from nichekd.cli import _options as opt
 
 def features(
     data: opt.Data,
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="Result: .zarr (a SpatialData) or .h5ad (the table).", show_default=False),
-    ],
+    out: opt.Result,
     image: opt.Image = None,
     mpp: opt.Mpp = None,
     encoder: opt.Encoder = None,
@@ -52,19 +50,9 @@ def features(
     from nichekd.cli import _data
 
     _data.check_free([out], overwrite=overwrite, inputs=[data, image])
-    cells = _data.read(data, image, mpp=mpp)
-    _data.check_out(out, cells)
-    pp.histology_features(
-        cells,
-        encoder=encoder,
-        weights=weights,
-        crop_px=crop_px,
-        mpp=crop_mpp,
-        mode=mode,
-        store=store,
-        batch_size=batch_size,
-        device=device,
-        table_key=table_key,
-    )
-    _data.write(cells, out, table_key=table_key)
+    work = partial(
+        pp.histology_features, encoder=encoder, weights=weights, crop_px=crop_px, mpp=crop_mpp, mode=mode, store=store,
+        batch_size=batch_size, device=device, table_key=table_key,
+    )  # fmt: skip
+    _data.rewrite(work, data, out, image, mpp=mpp, table_key=table_key)
     typer.echo(f"Features written to {out}")

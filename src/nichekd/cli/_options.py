@@ -40,3 +40,15 @@ Device = Annotated[
 Table = Annotated[str, typer.Option("--table-key", help="Table of a SpatialData.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same CPU, same result.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")]
+UseRep = Annotated[
+    str | None,
+    typer.Option("--use-rep", help="Image features in obsm. Default: those written last.", show_default=False),
+]
+ModelRep = Annotated[
+    str | None,
+    typer.Option("--use-rep", help="Image features in obsm. Default: the model's encoder's.", show_default=False),
+]
+Model = Annotated[Path, typer.Option("--model", "-m", help="Folder of a trained model.", show_default=False)]
+Result = Annotated[
+    Path, typer.Option("--out", "-o", help="Result: .zarr (a SpatialData) or .h5ad (the table).", show_default=False)
+]

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,10 +21,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model.", show_default=False)],
     image: opt.Image = None,
     mpp: opt.Mpp = None,
-    use_rep: Annotated[
-        str | None,
-        typer.Option("--use-rep", help="Image features in obsm. Default: those written last.", show_default=False),
-    ] = None,
+    use_rep: opt.UseRep = None,
     layer: Annotated[
         str | None,
         typer.Option("--layer", help="Layer with the expression. Default: X, smoothed.", show_default=False),
@@ -86,17 +84,11 @@ def train(
 @rank_by_gene.command()
 def embed(
     data: opt.Data,
-    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a trained model.", show_default=False)],
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="Result: .zarr (a SpatialData) or .h5ad (the table).", show_default=False),
-    ],
+    model: opt.Model,
+    out: opt.Result,
     image: opt.Image = None,
     mpp: opt.Mpp = None,
-    use_rep: Annotated[
-        str | None,
-        typer.Option("--use-rep", help="Image features in obsm. Default: the model's encoder's.", show_default=False),
-    ] = None,
+    use_rep: opt.ModelRep = None,
     device: opt.Device = None,
     table_key: opt.Table = "table",
     overwrite: opt.Overwrite = False,
@@ -112,8 +104,6 @@ def embed(
 
     _data.check_free([out], overwrite=overwrite, inputs=[data, image, model])
     trained = models.AlignedEncoder.load(model)
-    cells = _data.read(data, image, mpp=mpp)
-    _data.check_out(out, cells)
-    tl.embed_histology(cells, trained, use_rep=use_rep, device=device, table_key=table_key)
-    _data.write(cells, out, table_key=table_key)
+    work = partial(tl.embed_histology, model=trained, use_rep=use_rep, device=device, table_key=table_key)
+    _data.rewrite(work, data, out, image, mpp=mpp, table_key=table_key)
     typer.echo(f"Features written to {out}")
