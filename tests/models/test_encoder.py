@@ -11,7 +11,7 @@ from torch import nn
 
 import nichekd as nk
 from nichekd.models import _architectures
-from nichekd.models._encoder import _ENCODERS
+from nichekd.models._encoder_registry import _ENCODERS
 from nichekd.models._precision import resolve_device, resolve_precision
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def small_cnn(seed=0):
 @pytest.fixture
 def clean_registry(monkeypatch):
     nk.models.get_encoder("color")  # ours are registered
-    monkeypatch.setattr("nichekd.models._encoder._ENCODERS", dict(_ENCODERS))
+    monkeypatch.setattr("nichekd.models._encoder_registry._ENCODERS", dict(_ENCODERS))
     monkeypatch.setattr(_architectures, "_ARCHITECTURES", dict(_architectures._ARCHITECTURES))
 
 

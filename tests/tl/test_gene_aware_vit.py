@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import nichekd as nk
 from nichekd._keys import Keys
-from nichekd.models import Encoder, LoraSettings, _encoder, _uni2
+from nichekd.models import Encoder, LoraSettings, _encoder_registry, _uni2
 from nichekd.models._encoder_zoo import build_timm
 from nichekd.models._gene_aware import GeneAwareNetwork
 from nichekd.models._lora import MARK, add_lora
@@ -72,7 +72,7 @@ def tiny_vit(monkeypatch):
         arguments = {"name": VIT} | SMALL
         return Encoder("tiny_vit", module, license="MIT", architecture="timm", architecture_kwargs=arguments)
 
-    monkeypatch.setitem(_encoder._ENCODERS, "tiny_vit", factory)
+    monkeypatch.setitem(_encoder_registry._ENCODERS, "tiny_vit", factory)
     return "tiny_vit"
 
 
@@ -261,7 +261,7 @@ def test_weights_that_are_no_file(sdata):
 
 
 def test_an_encoder_that_could_not_be_built_again(sdata, monkeypatch):
-    monkeypatch.setitem(_encoder._ENCODERS, "mine", lambda weights: Encoder("mine", build_timm(VIT, **SMALL)))
+    monkeypatch.setitem(_encoder_registry._ENCODERS, "mine", lambda weights: Encoder("mine", build_timm(VIT, **SMALL)))
     with pytest.raises(ValueError, match="'mine' has no architecture=.*register_architecture"):
         nk.tl.gene_aware_encoder(sdata, encoder="mine", **OPTIONS)
 

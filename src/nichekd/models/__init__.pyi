@@ -7,8 +7,8 @@ from ._attention_mil import SlideClassifier as SlideClassifier
 from ._attention_mil import SlideClassifierConfig as SlideClassifierConfig
 from ._cuca import CucaConfig as CucaConfig
 from ._encoder import Encoder as Encoder
-from ._encoder import get_encoder as get_encoder
-from ._encoder import register_encoder as register_encoder
+from ._encoder_registry import get_encoder as get_encoder
+from ._encoder_registry import register_encoder as register_encoder
 from ._hub import HubAccessError as HubAccessError
 from ._lora import LoraSettings as LoraSettings
 from ._neighborhood_batch import NeighborhoodBatch as NeighborhoodBatch

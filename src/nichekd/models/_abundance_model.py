@@ -189,7 +189,7 @@ def adapted_encoder(described: dict[str, Any], lora: LoraSettings, encoder: Enco
     """
     import copy
 
-    from nichekd.models._encoder import get_encoder
+    from nichekd.models._encoder_registry import get_encoder
 
     name = described.get("encoder", "unknown")
     base = encoder if encoder is not None else get_encoder(name, weights=described.get("weights"))

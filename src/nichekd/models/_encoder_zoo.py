@@ -12,7 +12,8 @@ import torch
 
 from nichekd.models._architectures import register_architecture
 from nichekd.models._color import ColorStatistics
-from nichekd.models._encoder import Encoder, register_encoder
+from nichekd.models._encoder import Encoder
+from nichekd.models._encoder_registry import register_encoder
 from nichekd.models._uni2 import build_uni2, uni2
 from nichekd.models._weights import hub_access, load_state, load_strictly
 

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from nichekd._keys import Keys, Split
+from nichekd._keys import Keys
 from nichekd._record import notes, record
-from nichekd._resolve import get_table, split_of
-from nichekd.tl._inputs import features_of, image_rep, neighborhood_index
+from nichekd._resolve import get_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -19,8 +15,6 @@ if TYPE_CHECKING:
     from nichekd.models import NicheStudent
     from nichekd.models._neighborhood_transformer import Preset
     from nichekd.tl._fit_settings import FitSettings
-
-log = logging.getLogger(__name__)
 
 
 def distill(
@@ -136,8 +130,8 @@ def distill(
     >>> student = nk.tl.distill(sdata, K=5)  # doctest: +SKIP
     """
     from nichekd.pp._alignment_qc import warn_if_misaligned
-    from nichekd.tl._distill_setup import check_lesson, embedding_of, new_student, teacher_of, temperature_of
-    from nichekd.tl._fine_tune import in_its_niches, require_student, require_teacher, taught_again
+    from nichekd.tl._distill_setup import embedding_of, new_student, prepare_lesson, temperature_of
+    from nichekd.tl._fine_tune import require_student, taught_again
     from nichekd.tl._fit import fit_student
     from nichekd.tl._fit_settings import FitSettings
     from nichekd.tl._loop import seeded
@@ -145,49 +139,31 @@ def distill(
     from nichekd.tl._predict_niches import write_student_niches
     from nichekd.tl._ranks import launched, require_prepared
     from nichekd.tl._slide_colors import SlideColors
-    from nichekd.tl._student_inputs import check_features, student_neighborhoods, student_rep
 
     started = time.perf_counter()
     adata = get_table(data, table_key)
-    is_train = split_of(adata, split_key) == Split.TRAIN
     fabric = launched(device, devices, num_nodes)
     require_prepared(adata, fabric, use_rep=use_rep, teacher=teacher)
-    check_lesson(adata, K, teacher, n_train=int(is_train.sum()))
+    earlier = None if student is None else require_student(student)
     if "alignment_qc" not in notes(adata):
         warn_if_misaligned(data, table_key=table_key)
-    earlier = None if student is None else require_student(student)
-    if earlier is None:
-        use_rep = image_rep(data, use_rep, table_key=table_key)
-        index = neighborhood_index(data, split_key=split_key, table_key=table_key)
-    else:
-        require_teacher(adata, teacher)
-        use_rep = student_rep(data, earlier, use_rep, device=device, table_key=table_key)
-        index = student_neighborhoods(data, earlier, split_key=split_key, table_key=table_key)
-    features = features_of(adata, use_rep, run="nk.pp.histology_features")
-    target = teacher_of(
-        data, K, teacher, n_train=int(is_train.sum()), split_key=split_key, seed=seed, table_key=table_key
-    )
-    if earlier is not None:
-        check_features(adata, earlier, use_rep, features.shape[1])
-        target = in_its_niches(earlier, target)
-    train = np.flatnonzero(is_train & target.teaches)
-    if not len(train):
-        raise ValueError(
-            f"None of the {is_train.sum():,} training cells has a target; {target.teaches.sum():,} other cells have. "
-            "Choose another teacher= or another split."
-        )
+    lesson = prepare_lesson(
+        data, K, use_rep=use_rep, teacher=teacher, earlier=earlier, split_key=split_key, seed=seed, device=device,
+        table_key=table_key,
+    )  # fmt: skip
+    use_rep, index, target, train = lesson.use_rep, lesson.index, lesson.target, lesson.train
     tau = temperature_of(temperature, target, train)
     fit = fit or FitSettings()
     facts = {"n_cells": len(train), "seed": seed, "teacher": teacher if isinstance(teacher, str) else "array"}
     with seeded(seed):
         if earlier is None:
             student = new_student(
-                adata, features, use_rep, target, train, radius=index.radius, temperature=tau, training=facts,
+                adata, lesson.features, use_rep, target, train, radius=index.radius, temperature=tau, training=facts,
                 preset=preset, sizes=sizes or {}, n_components=fit.n_components, seed=seed,
             )  # fmt: skip
         else:
             student = taught_again(earlier, temperature=tau, training=facts)
-        components = student.whiten.rows(features)
+        components = student.whiten.rows(lesson.features)
         history, held_out = fit_student(
             student, index, components, target.logits, train, embedding=embedding_of(adata, embedding, index, train),
             fit=fit, seed=seed, fabric=fabric,
@@ -200,8 +176,9 @@ def distill(
     )  # fmt: skip
     write_student_niches(adata, student, index, components, fabric=fabric, colors=colors, key_added=key_added)
     record(
-        adata, "distill" if key_added == Keys.NICHE else f"distill_{key_added}", seconds=time.perf_counter() - started, K=student.n_niches, use_rep=use_rep,
-        teacher=teacher if isinstance(teacher, str) else "array", temperature=tau, seed=seed, preset=preset, embedding=embedding, n_processes=fabric.world_size,
-        n_train=len(train), history=history.arrays(), held_out=held_out and held_out.to_dict(),
+        adata, "distill" if key_added == Keys.NICHE else f"distill_{key_added}", seconds=time.perf_counter() - started,
+        K=student.n_niches, use_rep=use_rep, teacher=facts["teacher"], temperature=tau, seed=seed, preset=preset,
+        embedding=embedding, n_processes=fabric.world_size, n_train=len(train), history=history.arrays(),
+        held_out=held_out and held_out.to_dict(),
     )  # fmt: skip
     return student

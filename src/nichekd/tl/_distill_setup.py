@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from nichekd._keys import Keys
+from nichekd._keys import Keys, Split
 from nichekd._record import notes, plain
-from nichekd._resolve import get_table
-from nichekd.tl._inputs import check_n_niches, features_of
+from nichekd._resolve import get_table, split_of
+from nichekd.tl._inputs import check_n_niches, features_of, image_rep, neighborhood_index
 from nichekd.tl._neighborhood_means import neighborhood_means
 from nichekd.tl._teacher import Teacher, resolve_teacher
 
@@ -26,6 +27,77 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WHITEN_CELLS = 50_000
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is taught, and on which cells.
+
+    Attributes
+    ----------
+    use_rep, features
+        Key of the image features, and their rows, (n, F), in memory or lazy.
+    index
+        Neighborhoods.
+    target
+        The teacher.
+    train
+        Training cells that have a target, (m,).
+    """
+
+    use_rep: str
+    features: Any
+    index: NeighborhoodIndex
+    target: Teacher
+    train: NDArray[np.integer]
+
+
+def prepare_lesson(
+    data: AnnData | SpatialData,
+    K: int | None,
+    *,
+    use_rep: str | None,
+    teacher: Any,
+    earlier: NicheStudent | None,
+    split_key: str,
+    seed: int,
+    device: str | None,
+    table_key: str,
+) -> Lesson:
+    """Do what is missing: image features, neighborhoods, the teacher; as ``earlier``, a student to go on with, needs them.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As :func:`nichekd.tl.distill` says.
+    """
+    from nichekd.tl._fine_tune import in_its_niches, require_teacher
+    from nichekd.tl._student_inputs import check_features, student_neighborhoods, student_rep
+
+    adata = get_table(data, table_key)
+    is_train = split_of(adata, split_key) == Split.TRAIN
+    check_lesson(adata, K, teacher, n_train=int(is_train.sum()))
+    if earlier is None:
+        use_rep = image_rep(data, use_rep, table_key=table_key)
+        index = neighborhood_index(data, split_key=split_key, table_key=table_key)
+    else:
+        require_teacher(adata, teacher)
+        use_rep = student_rep(data, earlier, use_rep, device=device, table_key=table_key)
+        index = student_neighborhoods(data, earlier, split_key=split_key, table_key=table_key)
+    features = features_of(adata, use_rep, run="nk.pp.histology_features")
+    target = teacher_of(
+        data, K, teacher, n_train=int(is_train.sum()), split_key=split_key, seed=seed, table_key=table_key
+    )
+    if earlier is not None:
+        check_features(adata, earlier, use_rep, features.shape[1])
+        target = in_its_niches(earlier, target)
+    train = np.flatnonzero(is_train & target.teaches)
+    if not len(train):
+        raise ValueError(
+            f"None of the {is_train.sum():,} training cells has a target; {target.teaches.sum():,} other cells have. "
+            "Choose another teacher= or another split."
+        )
+    return Lesson(use_rep, features, index, target, train)
 
 
 def new_student(

@@ -20,6 +20,7 @@ from nichekd.tl._gene_aware_crops import CropSampler
 from nichekd.tl._loop import History, learning_rate_factor, make_fabric
 
 if TYPE_CHECKING:
+    from lightning.fabric import Fabric
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
@@ -107,42 +108,14 @@ def fit_gene_aware(
     if lora is not None:
         add_lora(network.backbone.vit, lora)
     network.to(memory_format=torch.channels_last)  # a quarter faster, on CPUs too
-    backbone = {id(p) for p in network.backbone.parameters()}
-    groups = [
-        {"params": [p for p in network.backbone.parameters() if p.requires_grad], "lr": fit.backbone_learning_rate},
-        {"params": [p for p in network.parameters() if id(p) not in backbone], "lr": fit.learning_rate},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=fit.weight_decay)
-    wrapped, optimizer = fabric.setup(network, optimizer)
-    wrapped.mark_forward_method("at")
-    wrapped.mark_forward_method("predict")
     sampler = CropSampler(task, fitted, rng)
     n_crops = fit.crops_per_epoch or sampler.n_covering
-    steps = max(1, n_crops // fit.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step / (fit.max_epochs * steps), fit.warmup)
-    )
     checked = rng.choice(held_back, min(CHECKED_CELLS, len(held_back)), replace=False)
     check = CropSampler(task, checked, rng) if len(checked) else None
-    history, best, best_state = History(), math.inf, trained_state(network)
-    bar = tqdm(
-        total=fit.max_epochs * steps, desc="gene-aware encoder", unit="step", disable=not package_settings.progress
-    )
+    run = _Run(fabric, encoder, fit, steps=max(1, n_crops // fit.batch_size), generator=generator)
+    history, best, best_epoch, best_state = History(), math.inf, 0, trained_state(network)
     for epoch in range(fit.max_epochs):
-        network.train()
-        losses = []
-        for anchors, members in sampler.batches(n_crops, fit.batch_size):
-            crops, points, there, wanted = task.batch(anchors, members)
-            crops, points = fit.augmentation(crops, points, generator)
-            loss = loss_of(wrapped, encoder, crops, points, there, wanted, fit)
-            optimizer.zero_grad(set_to_none=True)
-            fabric.backward(loss)
-            fabric.clip_gradients(wrapped, optimizer, max_norm=fit.clip)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-            bar.update()
-        entry = {"epoch": epoch + 1, "train_loss": torch.stack(losses).mean().item()}
+        entry = {"epoch": epoch + 1, "train_loss": run.epoch(sampler, n_crops)}
         if check is not None:
             entry["validation_loss"] = mean_loss(check, network, encoder, fit)
         history.add(**entry)
@@ -151,13 +124,55 @@ def fit_gene_aware(
             best, best_state, best_epoch = score, trained_state(network), epoch
         elif epoch - best_epoch >= fit.patience:
             break
-    bar.close()
+    run.bar.close()
     network.load_state_dict(best_state, strict=False)
     if lora is not None:
         merge_lora(network.backbone.vit)
     network.eval().requires_grad_(False)
     log.info("gene-aware encoder: %d epochs, best after %d", len(history.columns["epoch"]), best_epoch + 1)
     return history
+
+
+class _Run:
+    """What the epochs of one training share."""
+
+    def __init__(
+        self, fabric: Fabric, encoder: Encoder, fit: GeneAwareSettings, *, steps: int, generator: torch.Generator
+    ) -> None:
+        self.fabric, self.encoder, self.fit, self.generator = fabric, encoder, fit, generator
+        network: Any = encoder.module
+        backbone = {id(p) for p in network.backbone.parameters()}
+        groups = [
+            {"params": [p for p in network.backbone.parameters() if p.requires_grad], "lr": fit.backbone_learning_rate},
+            {"params": [p for p in network.parameters() if id(p) not in backbone], "lr": fit.learning_rate},
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=fit.weight_decay)
+        self.network, self.optimizer = fabric.setup(network, optimizer)
+        self.network.mark_forward_method("at")
+        self.network.mark_forward_method("predict")
+        n_steps = fit.max_epochs * steps
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate_factor(step / n_steps, fit.warmup)
+        )
+        is_silent = not package_settings.progress
+        self.bar = tqdm(total=n_steps, desc="gene-aware encoder", unit="step", disable=is_silent)
+
+    def epoch(self, sampler: CropSampler, n_crops: int) -> float:
+        """Train on so many crops; returns the mean loss."""
+        self.network.train()
+        losses = []
+        for anchors, members in sampler.batches(n_crops, self.fit.batch_size):
+            crops, points, there, wanted = sampler.task.batch(anchors, members)
+            crops, points = self.fit.augmentation(crops, points, self.generator)
+            loss = loss_of(self.network, self.encoder, crops, points, there, wanted, self.fit)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.fabric.backward(loss)
+            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=self.fit.clip)
+            self.optimizer.step()
+            self.schedule.step()
+            losses.append(loss.detach())
+            self.bar.update()
+        return torch.stack(losses).mean().item()
 
 
 def trained_state(network: nn.Module) -> dict[str, Tensor]:

@@ -99,7 +99,7 @@ def _from_nothing(name: str, weights: str | Path | None) -> bool:
     import timm
 
     from nichekd.models import _encoder_zoo  # noqa: F401  registers ours, some of which timm has, too
-    from nichekd.models._encoder import _ENCODERS
+    from nichekd.models._encoder_registry import _ENCODERS
     from nichekd.models._gene_aware import SMALL_CNN
 
     return name == SMALL_CNN or (weights is None and name not in _ENCODERS and timm.is_model(name))
