@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from pancreas_section import RESULTS, section
+from pancreas_section import RESULTS, SHORT, section
 
 import nichekd as nk
 from nichekd._memory import keep_freed_memory
 from nichekd.models import CropAugmentation, NeighborhoodIndex
-from nichekd.tl import FitSettings, GeneAwareSettings
+from nichekd.tl import FitSettings
 from nichekd.tl._prediction import predict_logits
 
 if TYPE_CHECKING:
@@ -40,13 +40,11 @@ if TYPE_CHECKING:
 
 K, SEED = 10, 0
 FILE = RESULTS / "ablations.json"
-# a short training: many are told apart, none is at its best
-PLAIN = GeneAwareSettings(max_epochs=6, crops_per_epoch=800)
 ENCODERS: dict[str, dict[str, Any]] = {
     "gene-aware EfficientNet-lite0 (default)": {},
     "small CNN from nothing": {"encoder": "small_cnn"},
-    "targets: no clusters": {"fit": replace(PLAIN, cluster_weight=0.0)},
-    "no augmentation": {"fit": replace(PLAIN, augmentation=CropAugmentation(stain=0, tint=0, turn=False))},
+    "targets: no clusters": {"fit": replace(SHORT, cluster_weight=0.0)},
+    "no augmentation": {"fit": replace(SHORT, augmentation=CropAugmentation(stain=0, tint=0, turn=False))},
     "taught niches too (teacher=)": {"teacher": "teacher_logits"},
 }
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -93,7 +91,7 @@ def main() -> None:
 def encode(sdata: SpatialData, *, key: str, **changes: Any) -> int:
     """Train an encoder and take its features; returns the seconds of the training."""
     started = time.perf_counter()
-    encoder = nk.tl.gene_aware_encoder(sdata, seed=SEED, **{"encoder": "efficientnet_lite0", "fit": PLAIN} | changes)
+    encoder = nk.tl.gene_aware_encoder(sdata, seed=SEED, **{"encoder": "efficientnet_lite0", "fit": SHORT} | changes)
     seconds = round(time.perf_counter() - started)
     nk.pp.histology_features(sdata, encoder=encoder, key_added=key)
     return seconds

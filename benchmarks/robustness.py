@@ -22,19 +22,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from pancreas_section import MAIN, MPP, RESULTS, left_quarter
+from pancreas_section import MAIN, MPP, RESULTS, SHORT, left_quarter
 
 import nichekd as nk
 from nichekd._memory import keep_freed_memory
-from nichekd.tl import GeneAwareSettings
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 ANGLE = np.deg2rad(30)  # of the offsets; along an axis they would meet the pixel grid
-# a short training: eight experiments are told apart, none is at its best
-SHORT = GeneAwareSettings(max_epochs=6, crops_per_epoch=800)
 FEATURES = ("X_efficientnet_lite0", "X_gene_aware")
 VARIANTS = {
     "protocol": {},
