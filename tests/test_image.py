@@ -330,3 +330,14 @@ def test_fingerprint_is_of_the_pixels(sdata, marked, tmp_path):
 
 def test_fingerprint_of_an_image_smaller_than_its_windows():
     assert image_fingerprint(np.zeros((3, 2, 2), np.uint8)) != image_fingerprint(np.ones((3, 2, 2), np.uint8))
+
+
+def test_the_colour_image_beside_fluorescence(marked):
+    """As spatialdata_io reads a Xenium."""
+    pixels, _, xy = marked
+    sdata = nk.io.paired(cells(xy), pixels, mpp=MPP)
+    sdata.images["morphology"] = Image2DModel.parse(np.zeros((1, 60, 90), dtype=np.uint16), dims=("c", "y", "x"))
+    assert get_image(sdata, sdata["table"]).key == "he"
+    sdata.images["other"] = sdata.images["he"]
+    with pytest.raises(ValueError, match=r"3 images.*image_key="):
+        get_image(sdata, sdata["table"])

@@ -69,7 +69,7 @@ def get_image(
     adata
         The table, with centres in µm in ``obsm["spatial"]``.
     image_key
-        Name of the image; ``None`` takes the only one.
+        Name of the image; ``None`` takes the only one, or the only one that is 8-bit RGB.
     mpp
         What the caller believes the image's µm per pixel to be; it is checked, never used instead.
 
@@ -154,8 +154,17 @@ def _image_key(sdata: SpatialData, image_key: str | None) -> str:
     if not len(images):
         raise ValueError("The SpatialData has no image. Make one that has: nk.io.paired(adata, image).")
     if len(images) > 1:
+        from nichekd._frames import full_resolution
+
+        colour = [key for key in images if _is_colour(full_resolution(images[key]))]
+        if len(colour) == 1:  # beside fluorescence, as a Xenium's
+            return colour[0]
         raise ValueError(f"The SpatialData has {len(images)} images, {sorted(images)}. Name the H&E by image_key=.")
     return next(iter(images))
+
+
+def _is_colour(level: Any) -> bool:
+    return level.dtype == np.uint8 and level.sizes.get("c") in {3, 4}
 
 
 def _rgb(level: Any, key: str) -> da.Array:

@@ -28,7 +28,7 @@ def get_table(data: AnnData | SpatialData, table_key: str = "table") -> AnnData:
         If ``data`` is neither an ``AnnData`` nor a ``SpatialData``.
     """
     if isinstance(data, AnnData):
-        return data
+        return _actual(data)
     tables = getattr(data, "tables", None)
     if tables is None:
         raise TypeError(f"data is a {type(data).__name__}; it has to be an AnnData or a SpatialData.")
@@ -37,7 +37,14 @@ def get_table(data: AnnData | SpatialData, table_key: str = "table") -> AnnData:
             f"The SpatialData has no table {table_key!r}; it has {sorted(tables)}. "
             "Name one by table_key=, or make the object with nk.io.paired."
         )
-    return tables[table_key]
+    return _actual(tables[table_key])
+
+
+def _actual(adata: AnnData) -> AnnData:
+    """The table itself; a view becomes one of its own, as in scanpy, or notes would land in what it is a view of."""
+    if adata.is_view:
+        adata._init_as_actual(adata.copy())
+    return adata
 
 
 def working_copy(data: Data, copy: bool) -> Data:

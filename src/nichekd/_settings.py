@@ -12,7 +12,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="NICHEKD_", validate_assignment=True, extra="forbid")
 
     encoder: str = Field(default="uni2", description="Image encoder where no features have been written yet.")
-    device: str = Field(default="auto", description="Lightning Fabric's accelerator: auto, cpu, cuda, mps.")
+    device: str = Field(
+        default="auto", description="Lightning Fabric's accelerator: auto, cpu, cuda, mps; one of several as cuda:1."
+    )
     progress: bool = Field(default=True, description="Show progress bars.")
 
 

@@ -64,6 +64,15 @@ def test_alpha_is_dropped(tmp_path, rgb):
     np.testing.assert_array_equal(read_image(tmp_path / "x.tif")[0], rgb.transpose(2, 0, 1))
 
 
+def test_transparent_glass_is_white(rgb):
+    """As some scanners leave out what they didn't scan; what has a colour keeps it, whatever its alpha."""
+    rgba = np.concatenate([rgb, np.full((*rgb.shape[:2], 1), 255, dtype=np.uint8)], axis=2)
+    rgba[:50], rgba[50:60, :, 3] = 0, 0
+    image = np.asarray(as_rgb(rgba)).transpose(1, 2, 0)
+    assert (image[:50] == 255).all()
+    np.testing.assert_array_equal(image[50:], rgb[50:])
+
+
 def test_chunks_are_whole_tiles(tmp_path, rgb):
     tifffile.imwrite(tmp_path / "x.tif", rgb, photometric="rgb", tile=(240, 240))
     image, _ = read_image(tmp_path / "x.tif")

@@ -368,3 +368,20 @@ def test_real_tissue_with_pretrained_weights(shared_data):
     cosine = (x * full).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(full, axis=1)
     assert cosine.min() > 0.97
     assert x.std(axis=0).mean() > 0.05  # cells differ
+
+
+# test tissue in training crops
+
+
+def test_crops_that_reach_across_the_split():
+    sdata = nk.datasets.simulate(600, K=2, seed=0, mpp=0.5)
+    nk.pp.split(sdata, crop_px=32)
+    with pytest.warns(
+        UserWarning, match=r"Of each cell 32 µm .* leaves [12][0-9] µm.*nk\.pp\.split\(sdata, crop_px=64\)"
+    ):
+        nk.pp.histology_features(sdata, encoder="color", crop_px=64)
+    with pytest.warns(UserWarning, match="Of each cell 32 µm"):  # resampled
+        nk.pp.histology_features(sdata, encoder="color", crop_px=32, mpp=1.0)
+    nk.pp.split(sdata, crop_px=64)
+    nk.pp.histology_features(sdata, encoder="color", crop_px=32, mpp=1.0)
+    nk.pp.histology_features(sdata, encoder="color", crop_px=64)

@@ -107,3 +107,18 @@ def test_missing_reference(distilled, student):
     del adata.obs["niche_teacher"]
     with pytest.raises(KeyError, match="niche_teacher"):
         nk.tl.calibrate(adata, student)
+
+
+def test_rows_that_were_changed_since(distilled, student):
+    fewer = distilled[0][distilled[0].obs["split"] != "buffer"].copy()
+    with pytest.raises(ValueError, match=r"cells are others, or in another order.*Distil it again"):
+        nk.tl.calibrate(fewer, student)
+    with pytest.raises(ValueError, match="cells are others"):
+        nk.tl.calibrate(distilled[0][:20].copy(), student)
+
+
+def test_a_label_that_no_cell_has(distilled, student):
+    adata = distilled[0].copy()
+    expected = nk.tl.calibrate(adata, student)
+    adata.obs["niche_teacher"] = adata.obs["niche_teacher"].cat.add_categories("fat")
+    assert nk.tl.calibrate(adata, student) == pytest.approx(expected)

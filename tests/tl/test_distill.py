@@ -395,3 +395,51 @@ def test_no_training_cell(taught_cells, quickly):
     taught_cells.obs["split"] = pd.Categorical(["test"] * 1500)
     with pytest.raises(ValueError, match="no 'train' cell"):
         quickly(taught_cells)
+
+
+# what others wrote since
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_squidpy_wrote_another_graph(taught_cells, quickly):
+    import squidpy as sq
+
+    sq.gr.spatial_neighbors(taught_cells, n_neighs=6, coord_type="generic")
+    with pytest.raises(ValueError, match=r"another graph than that of the radius .* made with .*Run nk.pp.neigh"):
+        quickly(taught_cells)
+
+
+def test_another_radius_was_estimated_since(taught_cells, quickly):
+    nk.pp.estimate_radius(taught_cells, n_neighbors=9)
+    with pytest.raises(ValueError, match=r"another graph than that of the radius in uns\['nichekd'\]"):
+        quickly(taught_cells)
+    del taught_cells.obs["split"]
+    nk.pp.neighborhoods(taught_cells)
+    quickly(taught_cells)
+
+
+def test_a_view_becomes_a_table_of_its_own(taught_cells):
+    before = taught_cells.uns["nichekd"]["radius"]
+    part = taught_cells[taught_cells.obs["split"] == "train"]
+    assert part.is_view
+    nk.pp.estimate_radius(part, n_neighbors=9)
+    assert part.uns["nichekd"]["radius"] != before
+    assert taught_cells.uns["nichekd"]["radius"] == before
+
+
+def test_a_gene_aware_encoder_that_is_gone(taught_cells, quickly):
+    about = {"encoder": "gene_aware", "fingerprint": "0" * 16, "crop_px": 224, "mpp": 0.25}
+    taught_cells.uns["nichekd"]["features"] = {"X_image": about}
+    with pytest.warns(UserWarning, match=r"not in this session: the student goes without it.*register_encoder"):
+        assert quickly(taught_cells).encoder is None
+
+
+def test_squares_are_those_of_all_training_cells(taught_cells):
+    """So that a gene-aware encoder has held the same ones back, whatever the teacher labels."""
+    taught_cells.obs["some"] = taught_cells.obs["niche_teacher"].where(np.arange(1500) % 3 > 0)
+    fit = FitSettings(max_epochs=1, min_steps=0, validation=0.15)
+    held = {}
+    for teacher in ("niche_teacher", "some"):
+        nk.tl.distill(taught_cells, use_rep="X_image", teacher=teacher, fit=fit)
+        held[teacher] = set(taught_cells.uns["nichekd"]["distill"]["held_out"]["cells"].tolist())
+    assert held["some"] == {i for i in held["niche_teacher"] if i % 3}

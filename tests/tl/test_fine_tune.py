@@ -90,17 +90,36 @@ def test_not_a_student(taught_cells):
 
 def test_a_teacher_of_other_niches(taught, taught_cells):
     taught_cells.obs["annotation"] = pd.Categorical(np.where(np.arange(1500) % 2, "duct", "fat"))
-    with pytest.raises(ValueError, match=r"knows the niches \['0', '1', '2'\], the teacher \['duct', 'fat'\]"):
+    with pytest.raises(
+        ValueError, match=r"niches \['duct', 'fat'\] that the student does not know; it knows \['0', '1', '2'\]"
+    ):
         nk.tl.distill(taught_cells, use_rep="X_image", teacher="annotation", student=taught[1])
 
 
 def test_another_number_of_niches(taught, taught_cells):
-    with pytest.raises(ValueError, match=r"knows the niches .* the teacher \['0', '1'\]"):
-        nk.tl.distill(
-            taught_cells, use_rep="X_image", teacher=taught_cells.obsm["teacher_logits"][:, :2], student=taught[1]
-        )
+    logits = np.repeat(taught_cells.obsm["teacher_logits"], 2, axis=1)
+    with pytest.raises(ValueError, match=r"niches \['3', '4', '5'\] that the student does not know"):
+        nk.tl.distill(taught_cells, use_rep="X_image", teacher=logits, student=taught[1])
     with pytest.raises(ValueError, match="K=5, but the teacher"):
         nk.tl.distill(taught_cells, 5, use_rep="X_image", student=taught[1])
+
+
+def test_a_section_without_one_of_the_niches(taught, taught_cells):
+    """Its cells teach the others, and that the missing one is none of theirs."""
+    labels = taught_cells.obs["niche_teacher"].astype(str)
+    taught_cells.obs["annotation"] = pd.Categorical(labels.where(labels != "1"))
+    again = nk.tl.distill(
+        taught_cells,
+        use_rep="X_image",
+        teacher="annotation",
+        student=taught[1],
+        fit=FitSettings(max_epochs=2, min_steps=5),
+    )
+    assert again.config.niche_names == ("0", "1", "2")
+    known = taught_cells.obs["annotation"].notna()
+    proba = taught_cells.obsm["student_proba"][known]
+    assert proba[:, 1].mean() < 0.1
+    assert np.isfinite(proba).all()
 
 
 def test_no_teacher_is_trained_for_it(taught, cells):

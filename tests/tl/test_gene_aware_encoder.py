@@ -105,7 +105,7 @@ def test_missing_target_is_named(trained):
 
 def test_unknown_backbone(trained):
     with pytest.raises(ValueError, match="no encoder"):
-        nk.tl.gene_aware_encoder(trained[0], target="X_latent", encoder="no_such_network")
+        nk.tl.gene_aware_encoder(trained[0], target="X_latent", encoder="no_such_network", crop_px=64)
 
 
 def test_torch_random_state_is_left_alone():

@@ -145,6 +145,7 @@ def test_a_saved_one_needs_no_peft(adapted, tmp_path, monkeypatch):
     torch.testing.assert_close(again.encode(x), adapted.encode(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Of each cell .* are seen")  # tiles, by a split that knows of crops
 def test_it_travels_with_the_student_of_its_dense_features(adapted, sdata, tmp_path):
     nk.pp.histology_features(sdata, encoder=adapted, crop_px=112, mode="dense")
     assert sdata["table"].obsm["X_gene_aware_dense"].shape == (400, 96)

@@ -109,3 +109,16 @@ def test_no_cells(trained):
 def test_not_a_model(trained):
     with pytest.raises(TypeError, match="is a dict.*AbundanceModel.load"):
         nk.tl.predict_abundance(trained[0], {})
+
+
+def test_normalised_stain_is_repeated(new_slide):
+    sdata = nk.datasets.simulate(300, K=2, seed=0)
+    nk.pp.neighborhood_composition(sdata, cell_type_key="cell_type", radius=15)
+    nk.pp.histology_features(sdata, encoder="color", crop_px=32, stain="reinhard")
+    few = {"abundance_key": "cell_abundance", "use_rep": "X_color"}
+    model = nk.tl.cuca(sdata, **few, fit=nk.tl.CucaSettings(max_epochs=1, min_steps=0))
+    nk.tl.predict_abundance(new_slide, model)
+    assert new_slide["table"].uns["nichekd"]["features"]["X_color"]["stain"] == "reinhard"
+    nk.pp.histology_features(new_slide, encoder="color", crop_px=32)
+    with pytest.raises(ValueError, match=r"has stain None; the model was trained on 'reinhard'"):
+        nk.tl.predict_abundance(new_slide, model, use_rep="X_color")

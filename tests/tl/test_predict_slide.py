@@ -118,8 +118,8 @@ def cells(lesson):
     ("features", "message"),
     [
         (
-            {"encoder": "mine"},
-            r"encoder 'mine', which is not here: There is no encoder 'mine'.*name the features by use_rep=",
+            {"encoder": "nobodys"},
+            r"encoder 'nobodys', which is not here: There is no encoder 'nobodys'.*name the features by use_rep=",
         ),
         ({"fingerprint": "abc"}, r"encoder 'color' with other weights: its fingerprint is 'abc', here '\w+'"),
     ],

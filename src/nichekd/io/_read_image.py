@@ -9,6 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import dask.array as da
+    from numpy.typing import NDArray
 
     from nichekd.io._tile_readers import TileReader
 
@@ -38,7 +39,9 @@ def read_image(path: str | Path) -> tuple[da.Array, float | None]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not an image, or none with three 8-bit colours.
+        If it is not an image, or none with three colours.
+    TypeError
+        If it is not of 8 bits.
     """
     levels, mpp = _read(path, n_levels=1)
     return levels[0], mpp
@@ -99,7 +102,7 @@ def as_rgb(image: Any, what: str = "The image") -> da.Array:
 
     Returns
     -------
-    (3, y, x), alpha dropped, all colours in one chunk.
+    (3, y, x), alpha dropped and transparent black made white, all colours in one chunk.
 
     Raises
     ------
@@ -126,8 +129,16 @@ def as_rgb(image: Any, what: str = "The image") -> da.Array:
     axis = _colour_axis(image.shape, dims, what)
     spatial = [dims.index("y"), dims.index("x")] if dims else [i for i in range(3) if i != axis]
     lazy = image if isinstance(image, da.Array) else da.from_array(image, chunks=_chunks(image.shape, axis))
-    lazy = lazy.transpose((axis, *spatial))[:3]
+    lazy = lazy.transpose((axis, *spatial))
+    if lazy.shape[0] == 4:
+        lazy = lazy.rechunk({0: 4}).map_blocks(on_white, chunks=((3,), *lazy.chunks[1:]), dtype=np.uint8)
     return lazy if lazy.numblocks[0] == 1 else lazy.rechunk({0: 3})
+
+
+def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(4, y, x) → (3, y, x): black that is transparent is glass; elsewhere alpha says nothing of an H&E."""
+    glass = ~rgba.any(axis=0)
+    return np.where(glass, np.uint8(255), rgba[:3])
 
 
 def _colour_axis(shape: tuple[int, ...], dims: tuple[str, ...] | None, what: str) -> int:

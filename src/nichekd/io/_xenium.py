@@ -162,7 +162,7 @@ def _add_image(sdata: SpatialData, he: Path, alignment: Path | None, pixel_size:
     if alignment is None:
         scale = (by_metadata or pixel_size) / pixel_size
         matrix = np.diag([scale, scale, 1.0])
-        log.info("no alignment of %s: its top-left corner is taken for that of the morphology image", he.name)
+        log.warning("no alignment of %s: its top-left corner is taken for that of the morphology image", he.name)
     else:
         matrix = read_matrix(alignment)
         _check_direction(matrix, alignment, pixel_size, by_metadata)

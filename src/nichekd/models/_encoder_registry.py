@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MODULE_NAME = "histology"  # encoder name, hence X_histology, of a module that is handed in
 
 _ENCODERS: dict[str, Callable[[str | Path | None], Encoder]] = {}
+_IN_USE: set[str] = set()  # names that encoders have because they are in use, not because somebody registered them
 
 
 def register_encoder(
@@ -55,6 +56,18 @@ def register_encoder(
         raise ValueError(f"There is an encoder {name!r} already; choose another name, or overwrite=True.")
     _ENCODERS[name] = factory
     return factory
+
+
+def remember_encoder(encoder: Encoder, *, overwrite: bool = False) -> None:
+    """Let ``encoder`` be known by its name for the rest of the session, so that what is made of its features finds it.
+
+    A name that somebody registered is left alone, unless by ``overwrite``.
+    """
+    from nichekd.models import _encoder_zoo  # noqa: F401  registers ours
+
+    if overwrite or encoder.name not in _ENCODERS or encoder.name in _IN_USE:
+        _IN_USE.add(encoder.name)
+        _ENCODERS[encoder.name] = lambda weights: encoder
 
 
 def get_encoder(encoder: str | nn.Module | Encoder, *, weights: str | Path | None = None) -> Encoder:

@@ -160,7 +160,10 @@ def warn_if_misaligned(sdata: Any, *, image_key: str | None = None, table_key: s
         return None
     whole = table.iloc[0]
     if not _is_sure(table):
-        log.info("whether cells and image are aligned can't be told: confidence %.2f", whole["confidence"])
+        log.warning(
+            "Whether cells and image are aligned can't be told (confidence %.2f): look at both, nk.pl.alignment(sdata).",
+            whole["confidence"],
+        )
         return None
     advice = (
         "Look at nk.pp.alignment_qc(sdata) and nk.pl.alignment(sdata), then correct the image's transformation "

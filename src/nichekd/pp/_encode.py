@@ -53,12 +53,15 @@ def ready_encoder(
     encoder: str | torch.nn.Module | Encoder, *, weights: str | Path | None, device: str, crop_px: int
 ) -> Encoder:
     """The encoder on its device, found to take crops of this size."""
-    from nichekd.models import get_encoder
+    from nichekd.models import Encoder, get_encoder
+    from nichekd.models._encoder_registry import remember_encoder
     from nichekd.models._precision import resolve_device
 
     there = resolve_device(device)  # before weights are loaded, for it fails sooner
     ready = get_encoder(encoder, weights=weights).to(there)
     ready.check(crop_px)
+    if isinstance(encoder, Encoder):
+        remember_encoder(encoder)
     return ready
 
 

@@ -15,8 +15,10 @@ from nichekd._resolve import get_table, working_copy
 from nichekd._settings import settings
 from nichekd.pp._cluster import Cluster, require_client
 from nichekd.pp._crops import SEGMENT
+from nichekd.pp._dense import DensePlan
 from nichekd.pp._encode import ready_encoder, with_progress
 from nichekd.pp._feature_store import FeatureStore
+from nichekd.pp._overlap import warn_if_crops_overlap
 from nichekd.pp._plan import describe, make_plan, make_reader
 
 if TYPE_CHECKING:
@@ -126,7 +128,14 @@ def histology_features(
     -------
     Nothing, or the copy. Writes ``obsm["X_<encoder>"]``, float16 (n, F); ``uns["nichekd"]["features"]`` under that
     key: encoder, fingerprint, weights, licence, mode, crop, mpp, precision, image; and ``uns["nichekd"]["use_rep"]``, the
-    key, which ``nk.tl`` takes for ``use_rep=None``.
+    key, which ``nk.tl`` takes for ``use_rep=None``. An :class:`nichekd.models.Encoder` that is handed in is known by its
+    name for the rest of the session.
+
+    Warns
+    -----
+    UserWarning
+        If crops, or tiles, of training and test cells share pixels, because :func:`nichekd.pp.split` was told of
+        smaller ones.
 
     Raises
     ------
@@ -183,6 +192,8 @@ def histology_features(
         crop_px=reader.crop_px,
     )
     plan = make_plan(reader, network, mode, stride_px, batch_size, num_workers)
+    side_px = reader.crop_px + (plan.stride_px if isinstance(plan, DensePlan) else 0)
+    warn_if_crops_overlap(adata, image, side_px=side_px, mpp=reader.mpp)
     about = describe(image, reader, plan, stain)
     features: NDArray[np.float16] | da.Array
     used: Precision

@@ -56,6 +56,7 @@ def fit(
     patience = max(3, epochs // 12)
     parts = held_out_parts(table.n_obs, batch_size, seed)
     log.info("scVI: %d training cells, %d genes, at most %d epochs", table.n_obs, table.n_vars, epochs)
+    accelerator, _, number = settings.device.partition(":")
     with quiet(), random_state_kept(seed), few_threads(table.n_vars):
         from lightning.pytorch.callbacks import EarlyStopping
         from scvi.model import SCVI
@@ -65,8 +66,8 @@ def fit(
         model.train(
             max_epochs=epochs,
             batch_size=batch_size,
-            accelerator=settings.device,
-            devices=1,
+            accelerator=accelerator,
+            devices=[int(number)] if number else 1,
             datasplitter_kwargs={"external_indexing": parts},
             plan_kwargs={
                 "n_epochs_kl_warmup": max(1, epochs // 4),

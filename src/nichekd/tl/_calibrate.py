@@ -68,7 +68,8 @@ def calibrate(
     KeyError
         If the reference, the logits or the record of what was held out is missing.
     ValueError
-        If the reference has niches that the student does not know, or labels none of these cells.
+        If the reference has niches that the student does not know, or labels none of these cells; if the table's rows
+        were changed since the student was distilled.
     """
     from scipy.special import softmax
 
@@ -82,7 +83,7 @@ def calibrate(
         )
     adata = get_table(data, table_key)
     names = student.config.niche_names
-    target = labels_of(adata, reference)
+    target = labels_of(adata, reference).remove_unused_categories()
     if unknown := sorted(set(target.categories) - set(names)):
         raise ValueError(
             f"obs[{reference!r}] has niches {unknown} that the student does not know; it knows {list(names)}. "
@@ -117,6 +118,8 @@ def _cells_and_logits(
 ) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
     """Cells to calibrate on, (m,), and their logits, (m, K)."""
     if subset == "held_out":
+        from nichekd.tl._loop import names_hash
+
         name = "distill" if key_added == Keys.NICHE else f"distill_{key_added}"
         held_out = notes(adata).get(name, {}).get("held_out")
         if held_out is None:
@@ -124,7 +127,13 @@ def _cells_and_logits(
                 f"uns['nichekd'][{name!r}] has no held-out cells: the student was not distilled here, or held nothing "
                 "back. Name cells it has not seen by subset=, or distil it with FitSettings(validation=0.1)."
             )
-        return np.asarray(held_out["cells"]), np.asarray(held_out["logits"])
+        cells = np.asarray(held_out["cells"])
+        if cells.max() >= adata.n_obs or held_out.get("names") != names_hash(adata.obs_names[cells]):
+            raise ValueError(
+                "The table's cells are others, or in another order, than when the student was distilled. Distil it again, "
+                "or name cells that it has not seen by subset=."
+            )
+        return cells, np.asarray(held_out["logits"])
     logits = require(adata, "obsm", Keys.student(key_added)[0], run="nk.tl.predict_niches")
     cells = np.flatnonzero(subset_mask(adata, subset, split_key=split_key))
     return cells, np.asarray(logits)[cells]

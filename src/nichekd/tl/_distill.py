@@ -165,8 +165,8 @@ def distill(
             student = taught_again(earlier, temperature=tau, training=facts)
         components = student.whiten.rows(lesson.features)
         history, held_out = fit_student(
-            student, index, components, target.logits, train, embedding=embedding_of(adata, embedding, index, train),
-            fit=fit, seed=seed, fabric=fabric,
+            student, index, components, target.logits, train, all_train=lesson.all_train,
+            embedding=embedding_of(adata, embedding, index, train), fit=fit, seed=seed, fabric=fabric,
         )  # fmt: skip
     student.history = history.columns
     colors = SlideColors.of(data, adata, student, use_rep)
@@ -179,6 +179,6 @@ def distill(
         adata, "distill" if key_added == Keys.NICHE else f"distill_{key_added}", seconds=time.perf_counter() - started,
         K=student.n_niches, use_rep=use_rep, teacher=facts["teacher"], temperature=tau, seed=seed, preset=preset,
         embedding=embedding, n_processes=fabric.world_size, n_train=len(train), history=history.arrays(),
-        held_out=held_out and held_out.to_dict(),
+        held_out=held_out and held_out.to_dict(adata.obs_names),
     )  # fmt: skip
     return student

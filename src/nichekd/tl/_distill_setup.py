@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,8 +42,8 @@ class Lesson:
         Neighborhoods.
     target
         The teacher.
-    train
-        Training cells that have a target, (m,).
+    train, all_train
+        Training cells that have a target, (m,), and all of them.
     """
 
     use_rep: str
@@ -50,6 +51,7 @@ class Lesson:
     index: NeighborhoodIndex
     target: Teacher
     train: NDArray[np.integer]
+    all_train: NDArray[np.integer]
 
 
 def prepare_lesson(
@@ -97,7 +99,7 @@ def prepare_lesson(
             f"None of the {is_train.sum():,} training cells has a target; {target.teaches.sum():,} other cells have. "
             "Choose another teacher= or another split."
         )
-    return Lesson(use_rep, features, index, target, train)
+    return Lesson(use_rep, features, index, target, train, np.flatnonzero(is_train))
 
 
 def new_student(
@@ -214,7 +216,7 @@ def temperature_of(temperature: float | Literal["auto"], target: Teacher, train:
 def _own_encoder(described: dict[str, Any]) -> Encoder | None:
     """The encoder of these features if it was trained here, so that no registry has it and it has to travel along."""
     from nichekd.models import get_encoder
-    from nichekd.tl._gene_aware_encoder import NAME
+    from nichekd.tl._gene_aware_start import NAME
 
     if described.get("encoder") != NAME:
         return None
@@ -223,6 +225,12 @@ def _own_encoder(described: dict[str, Any]) -> Encoder | None:
     except ValueError:
         encoder = None
     if encoder is None or encoder.fingerprint != described.get("fingerprint"):
-        log.warning("the gene-aware encoder of these features is not in this session: the student goes without it")
+        warnings.warn(
+            "The gene-aware encoder of these features is not in this session: the student goes without it, and can't "
+            "read other slides. Before distilling, hand it to nk.pp.histology_features, or: "
+            "nk.models.register_encoder('gene_aware', lambda weights: nk.models.Encoder.load(folder), overwrite=True).",
+            UserWarning,
+            stacklevel=4,
+        )
         return None
     return encoder

@@ -13,11 +13,15 @@ from nichekd.tl._evaluation_methods import COLOR, EXPRESSION, FROZEN, GENE_AWARE
 from nichekd.tl._inputs import image_rep, neighborhood_index
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from nichekd.tl._evaluation_runs import Evaluation
 
 log = logging.getLogger(__name__)
 
 FEATURES, ENCODER = "features", "encoder"  # in the folder
+TRAINED = ("gene_aware", "rank_by_gene")  # encoders that have seen genes: not the frozen one, though written last
+FLOORS = (COLOR, RANDOM)
 
 
 def prepare_features(evaluation: Evaluation, folder: EvaluationFolder) -> dict[str, str]:
@@ -69,13 +73,26 @@ def _express(evaluation: Evaluation, folder: EvaluationFolder) -> None:
 def _frozen(evaluation: Evaluation, folder: EvaluationFolder) -> str:
     """``obsm`` key of the frozen encoder's features."""
     adata = evaluation.adata
-    if evaluation.use_rep is not None or (evaluation.encoder is None and notes(adata).get(Keys.LAST_REP) is not None):
+    if evaluation.use_rep is not None:
         return image_rep(evaluation.data, evaluation.use_rep, table_key=evaluation.table_key)
+    if evaluation.encoder is None and (there := _frozen_there(adata)) is not None:
+        return there
     encoder = evaluation.encoder or settings.encoder
     key = Keys.features(encoder.replace("/", "_"))
     if key not in adata.obsm:
         _encode(evaluation, encoder, key, folder, FROZEN, weights=evaluation.weights)
     return key
+
+
+def _frozen_there(adata: AnnData) -> str | None:
+    """Features written last, or, where these have seen genes, others that have not; ``None`` where there are none."""
+    known, last = notes(adata).get(Keys.FEATURES, {}), notes(adata).get(Keys.LAST_REP)
+    if last in adata.obsm and known.get(last, {}).get("encoder") not in TRAINED:
+        return str(last)
+    frozen = [
+        key for key, about in known.items() if key in adata.obsm and about.get("encoder") not in {*TRAINED, *FLOORS}
+    ]
+    return frozen[-1] if frozen else None
 
 
 def _encode(
@@ -93,8 +110,9 @@ def _encode(
 
 
 def _gene_aware_encoder(evaluation: Evaluation, folder: EvaluationFolder) -> Any:
-    from nichekd.models import Encoder, register_encoder
-    from nichekd.tl._gene_aware_encoder import NAME, gene_aware_encoder
+    from nichekd.models import Encoder
+    from nichekd.models._encoder_registry import remember_encoder
+    from nichekd.tl._gene_aware_encoder import gene_aware_encoder
 
     kept = None if folder.path is None else folder.path / ENCODER
     start = {"gene_aware": evaluation.gene_aware, "gene_aware_weights": evaluation.gene_aware_weights}
@@ -102,7 +120,7 @@ def _gene_aware_encoder(evaluation: Evaluation, folder: EvaluationFolder) -> Any
     folder.check({name: "default" if value is None else str(value) for name, value in start.items()})
     if kept is not None and kept.is_dir():
         encoder = Encoder.load(kept)
-        register_encoder(NAME, lambda weights: encoder, overwrite=True)
+        remember_encoder(encoder, overwrite=True)
         return encoder
     encoder = gene_aware_encoder(
         evaluation.data, encoder=evaluation.gene_aware, weights=evaluation.gene_aware_weights,

@@ -46,21 +46,30 @@ def require_teacher(adata: AnnData, teacher: Any) -> None:
 
 
 def in_its_niches(student: NicheStudent, target: Teacher) -> Teacher:
-    """The teacher with its niches in the student's order and colours.
+    """The teacher with its niches in the student's order and colours; those that this section has none of are unlikely.
 
     Raises
     ------
     ValueError
-        If the teacher has other niches.
+        If the teacher has niches that the student does not know.
     """
+    from nichekd.tl._teacher import LABEL_CONFIDENCE
+
     names = student.config.niche_names
-    if set(names) != set(target.names):
+    if unknown := sorted(set(target.names) - set(names)):
         raise ValueError(
-            f"The student knows the niches {list(names)}, the teacher {list(target.names)}. To go on teaching it, they "
-            "have to be the same, by the same names; for others, distil a new student: leave student= out."
+            f"The teacher has niches {unknown} that the student does not know; it knows {list(names)}. To go on teaching "
+            "it, they have to be among these, by the same names; for others, distil a new student: leave student= out."
         )
-    order = np.asarray([target.names.index(name) for name in names])
-    return replace(target, logits=target.logits[:, order], names=names, colors=student.config.niche_colors)
+    there = np.asarray([names.index(name) for name in target.names])
+    logits = np.full((len(target.logits), len(names)), np.nan, dtype=np.float32)
+    logits[:, there] = target.logits
+    if len(there) < len(names):  # as unlikely as a label's alternatives are
+        absent = np.setdiff1d(np.arange(len(names)), there)
+        tau = target.temperature or 1.0
+        total = tau * np.log(np.exp(target.logits / tau).sum(1, keepdims=True))
+        logits[:, absent] = total + tau * np.log((1 - LABEL_CONFIDENCE) / len(names))
+    return replace(target, logits=logits, names=names, colors=student.config.niche_colors)
 
 
 def taught_again(student: NicheStudent, *, temperature: float, training: dict[str, Any]) -> NicheStudent:

@@ -38,6 +38,7 @@ def fit_student(
     targets: NDArray[np.floating],
     train: NDArray[np.integer],
     *,
+    all_train: NDArray[np.integer] | None = None,
     embedding: NDArray[np.floating] | None = None,
     fit: FitSettings,
     seed: int,
@@ -53,6 +54,9 @@ def fit_student(
     ----------
     index, components
         Neighborhoods, and the student's whitened features (n, C).
+    all_train
+        Training cells with those that have no target, if there are some: the squares are found among them, so that they
+        are those that an encoder held back.
     embedding
         What the teacher makes its niches of, (n, E), to be learned beside them; none without.
     fit, seed
@@ -68,7 +72,11 @@ def fit_student(
     if fabric.world_size > 1:
         student.load_state_dict(fabric.broadcast(student.state_dict()))
         torch.manual_seed(seed + fabric.global_rank)  # dropout, where there is any, of other cells
-    fitted, held_back = validation_part(index.xy, train, share=fit.validation, margin=index.radius)
+    among = train if all_train is None else all_train
+    fitted, held_back = (
+        cells[np.isin(cells, train)]
+        for cells in validation_part(index.xy, among, share=fit.validation, margin=index.radius)
+    )
     start = copy.deepcopy(student.state_dict())
     run = _Run(fabric, student, index, components, targets, embedding, fit, seed)
     history = run.epochs(fitted, held_back)

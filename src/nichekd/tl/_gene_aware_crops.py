@@ -70,12 +70,17 @@ class CropSampler:
         self.tree = cKDTree(task.xy_px[cells])
         self.reach = task.reader.crop_px / 2 - EDGE_PX
 
+        self.n_shown = self._shown(np.random.default_rng(0))
+
     @property
     def n_covering(self) -> int:
         """Crops that show each cell two and a half times on average, or as many as an epoch has."""
-        some = self.cells[self.rng.choice(len(self.cells), min(500, len(self.cells)), replace=False)]
-        shown = self.tree.query_ball_point(self.task.xy_px[some], self.reach, p=np.inf, return_length=True).mean()
-        return min(MOST_CROPS, max(64, math.ceil(2.5 * len(self.cells) / shown)))
+        return min(MOST_CROPS, max(64, math.ceil(2.5 * len(self.cells) / self._shown(self.rng))))
+
+    def _shown(self, rng: np.random.Generator) -> float:
+        """Cells that a crop shows, on average over some."""
+        some = self.cells[rng.choice(len(self.cells), min(500, len(self.cells)), replace=False)]
+        return float(self.tree.query_ball_point(self.task.xy_px[some], self.reach, p=np.inf, return_length=True).mean())
 
     def batches(self, n_crops: int, batch_size: int) -> Any:
         """Anchors and members, crop by crop at random."""

@@ -9,7 +9,7 @@ import numpy as np
 from nichekd._keys import Keys, Split
 from nichekd._record import record
 from nichekd._resolve import centres_um, get_table, split_of
-from nichekd.tl._gene_aware_start import NAME, check_start, start_encoder
+from nichekd.tl._gene_aware_start import check_start, start_encoder
 from nichekd.tl._inputs import features_of, neighborhood_index
 from nichekd.tl._teacher import resolve_teacher
 
@@ -132,7 +132,8 @@ def gene_aware_encoder(
     """
     from nichekd import pp
     from nichekd._image import get_image
-    from nichekd.models import register_encoder
+    from nichekd.models._encoder_registry import remember_encoder
+    from nichekd.pp._overlap import warn_if_crops_overlap
     from nichekd.pp._plan import make_reader
     from nichekd.tl._gene_aware_crops import CropTask
     from nichekd.tl._gene_aware_fit import GeneAwareSettings, fit_gene_aware
@@ -143,7 +144,7 @@ def gene_aware_encoder(
     check_start(encoder, weights, lora)
     adata = get_table(sdata, table_key)
     image = get_image(sdata, adata, image_key=image_key)
-    train = np.flatnonzero(split_of(adata, split_key) == Split.TRAIN)
+    train = np.flatnonzero((split_of(adata, split_key) == Split.TRAIN) & _are_counted(adata))
     if target == Keys.SCVI and target not in adata.obsm:
         pp.expression_features(sdata, split_key=split_key, seed=seed, table_key=table_key)
     latent = np.asarray(features_of(adata, target, run="nk.pp.expression_features"), dtype=np.float32)
@@ -152,6 +153,7 @@ def gene_aware_encoder(
     clusters, n_clusters = _clusters(latent, train, n_clusters, seed)
     niches = None if teacher is None else _niche_probabilities(adata, teacher, train)
     reader = make_reader(image, crop_px, mpp, stain)
+    warn_if_crops_overlap(adata, image, side_px=reader.crop_px, mpp=reader.mpp)
     targets = np.concatenate([_unit(latent, train), _unit(around, train)], axis=1)
     with seeded(seed):
         ready = start_encoder(
@@ -170,13 +172,25 @@ def gene_aware_encoder(
             device=device,
             lora=lora,
         )
-    register_encoder(NAME, lambda weights: ready, overwrite=True)
+    remember_encoder(ready, overwrite=True)
     record(
         adata, "gene_aware_encoder", seconds=time.perf_counter() - started, encoder=encoder, target=target, seed=seed,
         n_clusters=n_clusters, crop_px=reader.crop_px, mpp=reader.mpp, stain=stain, teacher=teacher, weights=None if weights is None else str(weights),
         lora=None if lora is None else vars(lora), fingerprint=ready.fingerprint, history=history.arrays(),
     )  # fmt: skip
     return ready
+
+
+def _are_counted(adata: AnnData) -> NDArray[np.bool_]:
+    """Cells with a transcript at all, (n,): of the others the latent says nothing. All, where there is no expression."""
+    if adata.X is None or adata.n_vars == 0:
+        return np.ones(adata.n_obs, dtype=bool)
+    found = np.asarray((adata.X != 0).sum(axis=1)).ravel() > 0
+    if not found.any():
+        return np.ones(adata.n_obs, dtype=bool)
+    if not found.all():
+        log.info("%d of %d cells have no transcript and teach nothing", (~found).sum(), len(found))
+    return found
 
 
 def _unit(values: NDArray[np.float32], train: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -110,6 +110,19 @@ def fit_gene_aware(
     network.to(memory_format=torch.channels_last)  # a quarter faster, on CPUs too
     sampler = CropSampler(task, fitted, rng)
     n_crops = fit.crops_per_epoch or sampler.n_covering
+    shown = n_crops * fit.max_epochs * sampler.n_shown / max(len(fitted), 1)
+    log.info(
+        "gene-aware encoder: a crop shows %.1f cells; each of %d is seen %.1f times",
+        sampler.n_shown,
+        len(fitted),
+        shown,
+    )
+    if shown < 1:
+        log.warning(
+            "Crops show so few cells that most are never seen (%.2f times on average). Take coarser crops, mpp=, or more of "
+            "them: fit=GeneAwareSettings(crops_per_epoch=...).",
+            shown,
+        )
     checked = rng.choice(held_back, min(CHECKED_CELLS, len(held_back)), replace=False)
     check = CropSampler(task, checked, rng) if len(checked) else None
     run = _Run(fabric, encoder, fit, steps=max(1, n_crops // fit.batch_size), generator=generator)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IN_MEMORY_BYTES = 4 * 2**30
+IN_MEMORY_BYTES = 2**30
+BLOCK = 16_384  # rows that are read, or looked at, at once
 
 
 def neighborhood_index(data: AnnData | SpatialData, *, split_key: str, table_key: str) -> NeighborhoodIndex:
@@ -32,6 +33,11 @@ def neighborhood_index(data: AnnData | SpatialData, *, split_key: str, table_key
     xy = centres_um(adata)
     if Keys.CONNECTIVITIES not in adata.obsp or Keys.RADIUS not in notes(adata):
         pp.neighborhoods(data, split_key=split_key, table_key=table_key)
+    if (other := radius_of_another_graph(adata)) is not None:
+        raise ValueError(
+            f"obsp[{Keys.CONNECTIVITIES!r}] is another graph than that of the radius in uns['nichekd'], "
+            f"{notes(adata)[Keys.RADIUS]:.4g} µm: it was made with {other}. Run nk.pp.neighborhoods again."
+        )
     graph = adata.obsp[Keys.CONNECTIVITIES].tocsr()
     split = split_of(adata, split_key)
     crossing = _crossing_edges(graph, split)
@@ -41,6 +47,16 @@ def neighborhood_index(data: AnnData | SpatialData, *, split_key: str, table_key
             "before the split. Run nk.pp.neighborhoods again."
         )
     return NeighborhoodIndex.from_graph(graph, xy, notes(adata)[Keys.RADIUS])
+
+
+def radius_of_another_graph(adata: AnnData) -> str | None:
+    """With what the graph was made, if not with the noted radius: squidpy writes others to the same place."""
+    params = adata.uns.get(Keys.SPATIAL_NEIGHBORS, {}).get("params")
+    if params is None:
+        return None
+    radius = params.get("radius")
+    same = isinstance(radius, (int, float, np.number)) and np.isclose(float(radius), notes(adata)[Keys.RADIUS])
+    return None if same else ", ".join(f"{name}={value}" for name, value in params.items() if value is not None)
 
 
 def _crossing_edges(graph: Any, split: NDArray[np.str_]) -> int:
@@ -68,7 +84,7 @@ def image_rep(data: AnnData | SpatialData, use_rep: str | None, *, table_key: st
 
 
 def features_of(adata: AnnData, use_rep: str, *, run: str) -> Any:
-    """``obsm[use_rep]``, (n, F), in memory, or lazy where it would take more than 4 GB.
+    """``obsm[use_rep]``, (n, F), in memory, or lazy where it would take more than 1 GB.
 
     Raises
     ------
@@ -88,12 +104,22 @@ def features_of(adata: AnnData, use_rep: str, *, run: str) -> Any:
     if features.ndim != 2:
         raise ValueError(f"obsm[{use_rep!r}] has shape {features.shape}; it has to be (n_cells, n_features).")
     if hasattr(features, "compute") and features.nbytes <= IN_MEMORY_BYTES:
-        features = features.compute()  # batches of rows at random are fifty times slower out of a lazy array
-    if isinstance(features, np.ndarray) and not np.isfinite(features).all():
-        bad = int((~np.isfinite(features)).any(axis=1).sum())
-        raise ValueError(
-            f"obsm[{use_rep!r}] is NaN or infinite for {bad:,} of {len(features):,} cells; run {run} again."
-        )
+        features = _in_memory(features)  # batches of rows at random are fifty times slower out of a lazy array
+    if isinstance(features, np.ndarray):
+        blocks = range(0, len(features), BLOCK)
+        bad = sum(int((~np.isfinite(features[i : i + BLOCK])).any(axis=1).sum()) for i in blocks)
+        if bad:
+            raise ValueError(
+                f"obsm[{use_rep!r}] is NaN or infinite for {bad:,} of {len(features):,} cells; run {run} again."
+            )
+    return features
+
+
+def _in_memory(lazy: Any) -> NDArray[Any]:
+    """A lazy array, read part by part into one: to compute it at once takes twice the memory."""
+    features = np.empty(lazy.shape, dtype=lazy.dtype)
+    for start in range(0, len(features), BLOCK):
+        features[start : start + BLOCK] = np.asarray(lazy[start : start + BLOCK])
     return features
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from nichekd._settings import settings as package_settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pandas as pd
     from lightning.fabric import Fabric
     from numpy.typing import NDArray
 
@@ -49,9 +51,18 @@ class HeldOut:
     cells: NDArray[np.integer]
     logits: NDArray[np.float32]
 
-    def to_dict(self) -> dict[str, NDArray[Any]]:
-        """For ``uns``."""
-        return {"cells": self.cells.astype(np.int64), "logits": self.logits}
+    def to_dict(self, names: pd.Index) -> dict[str, Any]:
+        """For ``uns``; with a hash of the cells' ``names``, (n,), because rows of a table come and go."""
+        return {
+            "cells": self.cells.astype(np.int64),
+            "logits": self.logits,
+            "names": names_hash(names[self.cells]),
+        }
+
+
+def names_hash(names: pd.Index) -> str:
+    """16 hexadecimal digits of cells' names in their order."""
+    return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -71,11 +82,15 @@ def quietly() -> Iterator[None]:
 
 
 def new_fabric(device: str | None = None, **options: Any) -> Fabric:
-    """Fabric on ``device`` (Fabric's accelerator names; None: ``nk.settings.device``)."""
+    """Fabric on ``device`` (an accelerator, or one of several, ``"cuda:1"``; None: ``nk.settings.device``)."""
     from lightning.fabric import Fabric
 
+    accelerator, _, number = (device or package_settings.device).partition(":")
+    options = {"devices": 1} | options
+    if number and options["devices"] == 1:
+        options["devices"] = [int(number)]
     with quietly():
-        return Fabric(accelerator=device or package_settings.device, **({"devices": 1} | options))
+        return Fabric(accelerator=accelerator, **options)
 
 
 def make_fabric(device: str | None = None, **options: Any) -> Fabric:

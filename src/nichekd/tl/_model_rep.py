@@ -9,7 +9,7 @@ from nichekd._keys import Keys
 from nichekd._record import notes
 from nichekd._resolve import get_table
 from nichekd.tl._inputs import features_of
-from nichekd.tl._student_inputs import KIND, MPP_TOLERANCE, same_kind
+from nichekd.tl._student_inputs import KIND, MPP_TOLERANCE, differs, same_kind
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,9 +60,9 @@ def features_for(
     advice = "Leave use_rep out, and they are made as the model needs them."
     found = notes(adata).get(Keys.FEATURES, {}).get(key, {})
     for name in KIND:
-        if name in wanted and name in found and wanted[name] != found[name]:
+        if differs(name, wanted, found):
             raise ValueError(
-                f"obsm[{key!r}] has {name} {found[name]!r}; the model was trained on {wanted[name]!r}. {advice}"
+                f"obsm[{key!r}] has {name} {found.get(name)!r}; the model was trained on {wanted.get(name)!r}. {advice}"
             )
     if "mpp" in wanted and "mpp" in found and abs(float(found["mpp"]) / float(wanted["mpp"]) - 1) > MPP_TOLERANCE:
         raise ValueError(
@@ -93,7 +93,7 @@ def _found(
             )
         return last
     for key, found in notes(adata).get(Keys.FEATURES, {}).items():
-        if key in adata.obsm and "mpp" in found and same_kind(found, wanted):
+        if key in adata.obsm and same_kind(found, wanted):
             return key
     log.info("no features of the model's encoder yet: encoding crops with %s", wanted["encoder"])
     pp.histology_features(
@@ -104,6 +104,7 @@ def _found(
         mpp=float(wanted["mpp"]),
         mode=wanted.get("mode", "crop"),
         stride_px=wanted.get("stride_px"),
+        stain=wanted.get("stain"),
         device=device,
         table_key=table_key,
     )

@@ -80,6 +80,7 @@ def predict_niches(
     - ``obs["niche"]``, categorical, missing below ``min_confidence``; ``obs["niche_entropy"]``, in [0, 1] (units of
       log K); ``obs["niche_ood"]``, over 1 out of distribution, unless the student is of an older version, and
       ``obs["niche_ood_stain"]``, the part of it that is the stain's, where there is an image;
+      Cells of a split's buffer have no neighbors, and are judged by their own crop alone;
     - ``uns["niche_colors"]`` and ``uns["nichekd"]["predict_niches"]``, with ``warnings``, if there are some.
 
     Raises

@@ -12,7 +12,7 @@ from nichekd._image import has_image
 from nichekd._keys import Keys
 from nichekd._record import notes
 from nichekd._resolve import get_table
-from nichekd.tl._inputs import neighborhood_index
+from nichekd.tl._inputs import neighborhood_index, radius_of_another_graph
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 MPP_TOLERANCE = 0.02
 KIND = ("encoder", "fingerprint", "crop_px", "mode", "stride_px", "stain")  # what features of one kind agree in
+ALIGNED = "rank_by_gene"  # the encoder of features that nk.tl.embed_histology wrote
 UNRECORDED = ("stain",)  # of these, those that are not recorded where there are none
 
 
@@ -32,8 +33,7 @@ def check_features(adata: AnnData, student: NicheStudent, use_rep: str, n_featur
     expected, found = student.config.features, notes(adata).get(Keys.FEATURES, {}).get(use_rep, {})
     advice = "Leave use_rep out, and they are made as the student needs them."
     for name in KIND:
-        known = (name in expected and name in found) or (name in UNRECORDED and expected and found)
-        if known and expected.get(name) != found.get(name):
+        if differs(name, expected, found):
             raise ValueError(
                 f"obsm[{use_rep!r}] has {name} {found.get(name)!r}; the student was trained on "
                 f"{expected.get(name)!r}. {advice}"
@@ -49,6 +49,12 @@ def check_features(adata: AnnData, student: NicheStudent, use_rep: str, n_featur
         raise ValueError(
             f"obsm[{use_rep!r}] has {n_features} features; the student reads {student.config.n_features}. {advice}"
         )
+
+
+def differs(name: str, expected: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether two records of features are known to differ in ``name``."""
+    known = (name in expected and name in found) or (name in UNRECORDED and bool(expected) and bool(found))
+    return known and expected.get(name) != found.get(name)
 
 
 def find_cells(data: AnnData | SpatialData, table_key: str) -> None:
@@ -112,6 +118,11 @@ def encoder_of(student: NicheStudent) -> Encoder:
     if student.encoder is not None:
         return student.encoder
     wanted = student.config.features
+    if wanted.get("encoder") == ALIGNED:
+        raise ValueError(
+            "The student reads features of an aligned encoder. Make them here first: nk.tl.embed_histology(data, model), "
+            f"model being that encoder, then name them: use_rep={Keys.RANK_BY_GENE!r}."
+        )
     name, noted = str(wanted["encoder"]), wanted.get("weights")
     advice = (
         "With it at hand, run nk.pp.histology_features(encoder=..., weights=...), and name the features by use_rep=."
@@ -131,7 +142,12 @@ def encoder_of(student: NicheStudent) -> Encoder:
 def same_kind(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether two records of features tell of the same encoder, crops and resolution."""
     same = all(found.get(name) == wanted.get(name) for name in KIND)
-    return same and abs(float(found["mpp"]) / float(wanted["mpp"]) - 1) <= MPP_TOLERANCE
+    return (
+        same
+        and "mpp" in found
+        and "mpp" in wanted
+        and abs(float(found["mpp"]) / float(wanted["mpp"]) - 1) <= MPP_TOLERANCE
+    )
 
 
 def student_neighborhoods(
@@ -142,7 +158,8 @@ def student_neighborhoods(
 
     adata = get_table(data, table_key)
     found = notes(adata).get(Keys.RADIUS)
-    if found is None or Keys.CONNECTIVITIES not in adata.obsp or not np.isclose(found, student.config.radius):
+    is_there = found is not None and Keys.CONNECTIVITIES in adata.obsp and radius_of_another_graph(adata) is None
+    if not is_there or not np.isclose(float(found or 0), student.config.radius):
         log.info("neighborhoods of the student's radius, %.1f µm", student.config.radius)
         library_key = notes(adata).get("neighborhoods", {}).get("library_key")  # those there were kept sections apart
         pp.neighborhoods(
