@@ -167,7 +167,8 @@ def main() -> None:
         return
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": {}}
     for name, row in measured(arguments, result["rows"]):
-        result["rows"][name] = row | {"n_features": arguments.features, "load": os.getloadavg()[0]}
+        about = {"n_features": arguments.features, "epochs": arguments.epochs, "load": os.getloadavg()[0]}
+        result["rows"][name] = row | about
         result |= {
             "n_cpus": os.cpu_count(),
             "machine": platform.machine(),

@@ -4,9 +4,9 @@
 
 The plain one projects the features of every neighbor of every cell, pads a batch of cells as they come to its largest
 neighborhood, computes all rows of the last block, and adds positions to keys and values as whole tensors. Ours
-projects each cell of a batch once, predicts cells region by region and in order of their neighborhoods' size, trains on
-batches of small blocks of neighbors, and computes what is read. Both have the same weights; that they give the same labels is checked. Cells are simulated, 50 to a
-neighborhood, with 1,280 random features, as many as EfficientNet-lite0 has.
+projects each cell of a batch once, predicts cells place by place, trains on batches of small blocks of neighbors, and
+computes what is read. Both have the same weights; that they give the same labels is checked. Cells are simulated, 50 to
+a neighborhood, with 1,280 random features, as many as EfficientNet-lite0 has.
 
 Ours and the plain one take turns in one process; medians over the runs. The ratio is that of cells a second.
 """

@@ -2,7 +2,7 @@
 
     python benchmarks/rank_by_gene.py                                   # the bundled pancreas crop, its test strip
     python benchmarks/rank_by_gene.py --table section.h5ad              # any table with image features and a split
-    python benchmarks/rank_by_gene.py --her2st ../shared/data/her2st    # each section held out in turn
+    python benchmarks/rank_by_gene.py --her2st ../shared/data/her2st --min-steps 250    # each section held out in turn
 
 Rows, each trained anew for every seed on the same frozen features:
 
@@ -13,18 +13,21 @@ Rows, each trained anew for every seed on the same frozen features:
 
 Columns, on cells that nothing was fitted on: share of triplets in the order of the smoothed expression, of a cell's own
 expression, and of smoothed expression among neighbors; mean over genes of the correlation of ridge predictions with
-smoothed and own expression. The five best and worst genes are in the result file. With --students, the niche student on
-the features and on the default's, against NOLAN's niches (ARI).
+smoothed and own expression. Each gene is in the result file, and the agreement on the training
+cells that each training held back, which is what settings are chosen by (rank_by_gene_choice.py). Students on these
+features: rank_by_gene_students.py; slides: rank_by_gene_cohorts.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import time
 import warnings
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,6 +44,8 @@ RESULTS = Path(__file__).parent / "results"
 REP, ALIGNED = "X_efficientnet_lite0", "X_rank_by_gene"
 SECTIONS = ("C2", "C3", "C4", "C5")
 HER2ST_MPP = 0.69
+DETECTED = 0.3  # share of spots in which a gene has to be found to be judged
+SETTINGS = nk.tl.RankByGeneSettings()
 VARIANTS: dict[str, dict] = {
     "contrastive only": {"rank_weight": 0, "distill_weight": 0},
     "contrastive, teacher": {"rank_weight": 0},
@@ -61,6 +66,8 @@ def crop() -> ad.AnnData:
 
 def prepared(adata: ad.AnnData) -> ad.AnnData:
     """With neighborhoods and smoothed expression, without cells that express nothing."""
+    if "smoothed" in adata.layers:
+        return adata
     adata = adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()
     nk.pp.neighborhoods(adata)
     nk.pp.smooth_expression(adata)
@@ -68,7 +75,8 @@ def prepared(adata: ad.AnnData) -> ad.AnnData:
 
 
 def her2st(folder: Path) -> ad.AnnData:
-    """Spots of four sections, each with the eight around it as neighbors."""
+    """Spots of four sections, each with the eight around it as neighbors; log-normalised, genes found in many spots."""
+    import scanpy as sc
     import squidpy as sq
     from PIL import Image
 
@@ -91,6 +99,9 @@ def her2st(folder: Path) -> ad.AnnData:
         parts.append(table)
     adata = ad.concat(parts, join="inner", pairwise=True)
     adata.X = adata.X.tocsr()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    adata = adata[:, np.diff(adata.X.tocsc().indptr) >= DETECTED * adata.n_obs].copy()
     nk.pp.smooth_expression(adata)
     return adata
 
@@ -102,8 +113,8 @@ def variable_genes(adata: ad.AnnData, n: int) -> list[str]:
     return list(adata.var_names[np.sort(np.argsort(-x.var(axis=0))[:n])])
 
 
-def trained(adata: ad.AnnData, seed: int, library_key: str | None, fit, *, shuffle: bool = False, **options) -> None:
-    """Write the aligned features."""
+def trained(adata: ad.AnnData, seed: int, library_key: str | None, fit, *, shuffle: bool = False, **options) -> dict:
+    """Write the aligned features; what it took, and the order of held-back training cells."""
     taught = adata
     if shuffle:
         train = np.flatnonzero(adata.obs["split"] == "train")
@@ -111,13 +122,19 @@ def trained(adata: ad.AnnData, seed: int, library_key: str | None, fit, *, shuff
         order[train] = np.random.default_rng(seed).permutation(train)
         taught = adata.copy()
         taught.layers["smoothed"] = adata.layers["smoothed"][order]
+    start = time.process_time()
     model = nk.tl.rank_by_gene(taught, use_rep=REP, library_key=library_key, seed=seed, fit=fit, **options)
+    seconds = time.process_time() - start
     nk.tl.embed_histology(adata, model, use_rep=REP)
+    return {"cpu_seconds": round(seconds, 1), "validation": float(max(model.history["validation_agreement"]))}
 
 
 def judged(adata: ad.AnnData, key: str, library_key: str | None, genes: list[str] | None) -> tuple[dict, pd.DataFrame]:
+    n_triplets = 100_000 if library_key is None else 20_000  # a section of spots has few cells and many genes
+
     def agreement(b: str, scale: str = "slide") -> float:
-        return nk.tl.rank_agreement(adata, a=key, b=b, scales=scale, library_key=library_key)["agreement"].mean()
+        table = nk.tl.rank_agreement(adata, a=key, b=b, scales=scale, library_key=library_key, n_triplets=n_triplets)
+        return table["agreement"].mean()
 
     table = nk.tl.predict_expression(adata, use_rep=key, genes=genes, group_key=library_key)
     found = {
@@ -130,53 +147,35 @@ def judged(adata: ad.AnnData, key: str, library_key: str | None, genes: list[str
     return found, table[["gene", "pearson", "pearson_unsmoothed"]]
 
 
-def run(adata: ad.AnnData, seeds: list[int], variants: list[str], library_key: str | None = None):
+def run(adata: ad.AnnData, seed: int, variants: list[str], fit, library_key: str | None = None):
     """Row and genes of each method, one after the other."""
-    fit = nk.tl.RankByGeneSettings()
-    genes = variable_genes(adata, fit.n_genes) if adata.n_vars > fit.n_genes else None
+    genes = variable_genes(adata, SETTINGS.n_genes) if adata.n_vars > SETTINGS.n_genes else None
 
-    def row(method: str, seed: int, key: str, seconds: float):
+    def row(method: str, key: str, training: dict):
         found, table = judged(adata, key, library_key, genes)
-        about = {"method": method, "seed": seed}
         values = {name: float(value) for name, value in found.items()}
-        return about | {"seconds": round(seconds, 1)} | values, table.assign(**about)
+        return {"method": method, "seed": seed} | training | values, table.assign(method=method, seed=seed)
 
-    yield row("image features", 0, REP, 0)
-    train = (adata.obs["split"] == "train").to_numpy()
-    values = np.asarray(adata.obsm[REP], dtype=np.float32)
-    adata.obsm["X_pca"] = PCA(fit.n_out, random_state=0).fit(values[train]).transform(values)
-    yield row("principal components", 0, "X_pca", 0)
-    for seed in seeds:
-        for method in variants:
-            start = time.perf_counter()
-            trained(adata, seed, library_key, fit, **VARIANTS[method])
-            yield row(method, seed, ALIGNED, time.perf_counter() - start)
+    if seed == 0:  # these two have none
+        yield row("image features", REP, {})
+        train = (adata.obs["split"] == "train").to_numpy()
+        values = np.asarray(adata.obsm[REP], dtype=np.float32)
+        adata.obsm["X_pca"] = PCA(SETTINGS.n_out, random_state=0).fit(values[train]).transform(values)
+        yield row("principal components", "X_pca", {})
+    for method in variants:
+        yield row(method, ALIGNED, trained(adata, seed, library_key, fit, **VARIANTS[method]))
 
 
-def students(adata: ad.AnnData, seeds: list[int], n_niches: list[int]) -> pd.DataFrame:
-    """ARI of the niche student on the features, and on the default's, on the test strip."""
-    rows = []
-    for seed in seeds:
-        if "X_scVI" not in adata.obsm:
-            nk.pp.expression_features(adata, seed=seed)
-        trained(adata, seed, None, nk.tl.RankByGeneSettings())
-        for k in n_niches:
-            nk.tl.nolan(adata, k, seed=seed)
-            for key in (REP, ALIGNED):
-                nk.tl.distill(adata, k, use_rep=key, seed=seed)
-                row = nk.tl.agreement(adata, keys="niche").iloc[0]
-                rows.append({"K": k, "seed": seed, "features": key, "ARI": row["ARI"], "NMI": row["NMI"]})
-                print(rows[-1], flush=True)
-    return pd.DataFrame(rows)
-
-
-def best_and_worst(by_gene: pd.DataFrame) -> dict:
-    means = by_gene.groupby(["method", "gene"])["pearson"].mean()
+def gene_by_gene(by_gene: pd.DataFrame) -> dict:
+    """Correlation of each gene, smoothed and its own, over seeds and held-out sections: best first."""
+    means = by_gene.groupby(["method", "gene"])[["pearson", "pearson_unsmoothed"]].mean().round(3)
     found = {}
     for method in ("image features", "hinge (default)"):
         if method in means.index.get_level_values(0):
-            order = means[method].sort_values(ascending=False)
-            found[method] = {"best": order.head(5).round(3).to_dict(), "worst": order.tail(5).round(3).to_dict()}
+            order = means.loc[method].sort_values("pearson", ascending=False)
+            found[method] = {
+                gene: [None if v != v else v for v in row] for gene, row in order.T.to_dict("list").items()
+            }
     return found
 
 
@@ -193,18 +192,20 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def write(path: Path, about: dict, rows: pd.DataFrame, by_gene: pd.DataFrame, niches: pd.DataFrame) -> None:
-    """What there is so far: a run that is cut short leaves the rows it finished."""
-    result = about | {
+def about() -> dict:
+    return {
         "load": os.getloadavg()[0],
         "n_cpus": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {p: version(p) for p in ("nichekd", "torch", "scikit-learn", "numpy")},
-        "table": plain(summary(rows).round(4).reset_index()),
-        "runs": plain(rows),
-        "genes": best_and_worst(by_gene) if len(by_gene) else {},
-        "students": niches.to_dict("records"),
     }
+
+
+def write(path: Path, data: dict, rows: pd.DataFrame, by_gene: pd.DataFrame) -> None:
+    """What there is so far: a run that is cut short leaves the rows it finished."""
+    result = about() | data
+    result |= {"table": plain(summary(rows).round(4).reset_index()), "runs": plain(rows)}
+    result |= {"genes": gene_by_gene(by_gene)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -215,7 +216,7 @@ def main() -> None:
     parser.add_argument("--her2st", type=Path, help="folder of the HER2-positive breast sections C2 to C5")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--students", type=int, nargs="*", default=[], metavar="K")
+    parser.add_argument("--min-steps", type=int, default=SETTINGS.min_steps, help="fewer will do for a few spots")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -226,21 +227,19 @@ def main() -> None:
     else:
         name, held_out = "crop" if arguments.table is None else arguments.table.stem, (None,)
         adata = prepared(crop() if arguments.table is None else ad.read_h5ad(arguments.table))
-    about = {"data": name, "seeds": arguments.seeds, "n_cells": adata.n_obs}
+    data = {"data": name, "n_cells": adata.n_obs, "min_steps": arguments.min_steps}
+    fit = replace(SETTINGS, min_steps=arguments.min_steps)
     path = arguments.out or RESULTS / f"rank_by_gene_{name}.json"
-    rows, by_gene, niches = [], [], pd.DataFrame()
-    for section in held_out:
+    rows, by_gene = [], []
+    for seed, section in itertools.product(arguments.seeds, held_out):
         if section is not None:
             adata.obs["split"] = np.where(adata.obs["section"] == section, "test", "train")
         library_key = None if section is None else "section"
-        for row, table in run(adata, arguments.seeds, arguments.variants, library_key):
+        for row, table in run(adata, seed, arguments.variants, fit, library_key):
             rows.append(row | ({} if section is None else {"held_out": section}))
             by_gene.append(table)
             print(rows[-1], flush=True)
-            write(path, about, pd.DataFrame(rows), pd.concat(by_gene, ignore_index=True), niches)
-    if arguments.students:
-        niches = students(adata, arguments.seeds, arguments.students)
-        write(path, about, pd.DataFrame(rows), pd.concat(by_gene, ignore_index=True), niches)
+            write(path, data, pd.DataFrame(rows), pd.concat(by_gene, ignore_index=True))
     print(summary(pd.DataFrame(rows)).to_string(float_format="%.3f"))
 
 

@@ -75,7 +75,8 @@ def test_models_on_uni2_carry_its_licence(model):
         ({"extra": 1}, r"unknown \['extra'\]"),
         ({"network": {"width": 3}}, "network of config.json lacks"),
         ({"lora": {"r": 8}}, "lora of config.json lacks"),
-        ({"types": ["T", "B"], "network": {"n_features": 5, "n_types": 2, "width": 8, "gene_width": 9, "dropout": 0.1}},
+        ({"types": ["T", "B"], "network": {"n_features": 5, "n_types": 2, "width": 8, "gene_width": 9, "dropout": 0.1,
+                                         "n_components": None}},
          "does not fit config.json"),
     ],
 )  # fmt: skip

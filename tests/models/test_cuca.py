@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from nichekd.models import CucaConfig
+from nichekd.models import CucaConfig, Whiten
 from nichekd.models._cuca import CucaNetwork, CucaObjective, CucaTraining, rmse
 
 CONFIG = CucaConfig(n_features=6, n_types=3, width=8, gene_width=10)
@@ -51,6 +52,15 @@ def test_abundance_is_in_the_units_of_the_types():
     network = CucaNetwork(CONFIG)
     network.scale_types([2.0, 0.5, 0.0])  # a constant type keeps its unit
     assert network.abundance(torch.tensor([[1.0, 1.0, -1.0]])).tolist() == [[2.0, 0.5, 0.0]]
+
+
+def test_components_are_those_of_the_training_cells(batch):
+    sample = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)).numpy()
+    network = CucaNetwork(replace(CONFIG, n_components=2)).eval()
+    network.scale_features(sample)
+    components = Whiten(6, 2).fit(sample)(batch[0])
+    torch.testing.assert_close(network(batch[0]), network.of_scaled(components))
+    assert network.projector.layers[0].in_features == 2
 
 
 @pytest.mark.parametrize("align", ["rmse", "infonce", "cosine"])

@@ -23,6 +23,18 @@ def test_a_panel_a_slide_with_one_scale(attended, panels, tmp_path):
     norms = {(shown[name].collections[0].norm.vmin, shown[name].collections[0].norm.vmax) for name in ("one", "two")}
     assert len(norms) == 1
     assert (tmp_path / "maps.png").exists()
+    bar = fig.axes[-1].yaxis
+    assert {tick.label1.get_text() for tick in bar.get_major_ticks()} <= {
+        "0.1",
+        "0.2",
+        "0.5",
+        "1",
+        "2",
+        "5",
+        "10",
+        "20",
+    }
+    assert not [text for text in bar.get_minorticklabels() if text.get_text()], "no formula where a number should be"
 
 
 def test_one_slide_over_its_image(attended, with_slide, panels):

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from threading import Thread
+from types import SimpleNamespace
 
 import anndata as ad
 import cloudpickle
@@ -12,7 +13,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client, KilledWorker, LocalCluster
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -207,9 +208,28 @@ def test_workers_of_another_version(section, client, tmp_path, monkeypatch):
         nk.pp.histology_features(section, encoder=encoder(), store=tmp_path / "f", client=client, copy=True, **RUN)
 
 
+def test_workers_of_another_version_go_on_with_nothing(section, client, tmp_path, monkeypatch):
+    """Nor where the store, begun before, says in what precision."""
+    run = {"encoder": Bad(3, 8, 5), "store": tmp_path / "f", "client": client} | RUN
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        nk.pp.histology_features(section, copy=True, **run)
+    monkeypatch.setattr("nichekd.pp._cluster_work.version", lambda package: "0.0.1")
+    with pytest.raises(RuntimeError, match=r"workers have nichekd \['0.0.1'\]"):
+        nk.pp.histology_features(section, copy=True, **run)
+
+
+def test_a_block_that_takes_down_every_worker(section, client, tmp_path, monkeypatch):
+    def lost(*args):
+        raise KilledWorker("encode_block", SimpleNamespace(address="tcp://here"), 3)
+
+    monkeypatch.setattr(_cluster, "encode_block", lost)
+    with pytest.raises(RuntimeError, match="One block of cells took down 4 workers.*memory limit"):
+        nk.pp.histology_features(section, encoder=encoder(), store=tmp_path / "f", client=client, copy=True, **RUN)
+
+
 def test_workers_of_other_hardware(section, client, tmp_path, monkeypatch):
-    answers = {"a": (nk.__version__, "32"), "b": (nk.__version__, "bf16")}
-    monkeypatch.setattr(Client, "run", lambda *args: answers)
+    answers = {"its_version": {"a": nk.__version__}, "meant_by": {"a": "32", "b": "bf16"}}
+    monkeypatch.setattr(Client, "run", lambda self, function, *args: answers[function.__name__])
     with pytest.raises(ValueError, match=r"precision='auto' means \['32', 'bf16'\] on different workers"):
         nk.pp.histology_features(section, encoder=encoder(), store=tmp_path / "f", client=client, copy=True, **RUN)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -15,8 +16,10 @@ from nichekd.models._encoder_zoo import build_timm
 from nichekd.models._lora import MARK
 from nichekd.tl import CucaSettings
 from nichekd.tl._cuca_inputs import log_normalized
+from nichekd.tl._cuca_setup import feature_rows
 
 QUICK = CucaSettings(max_epochs=8, min_steps=0, batch_size=32, width=32, gene_width=32, learning_rate=3e-3)
+BRIEF = replace(QUICK, max_epochs=2, batch_size=64, width=16, gene_width=16)  # where it need not have learnt anything
 
 
 def planted(n=300, seed=0):
@@ -42,7 +45,7 @@ def spots():
 
 
 def train(adata, **options):
-    options = {"abundance_key": "cell_abundance", "use_rep": "X_image", "fit": QUICK} | options
+    options = {"abundance_key": "cell_abundance", "use_rep": "X_image", "fit": BRIEF} | options
     return nk.tl.cuca(adata, **options)
 
 
@@ -53,7 +56,7 @@ def mean_pearson(adata, **options):
 
 @pytest.mark.parametrize("align", ["infonce", "rmse", "cosine", None])
 def test_it_learns_what_images_tell(spots, align):
-    model = train(spots, align=align)
+    model = train(spots, align=align, fit=QUICK)
     assert mean_pearson(spots) > 0.6
     assert model.types == ("T", "B", "tumour", "rare")
     assert len(model.config.genes) == (0 if align is None else 20)
@@ -65,7 +68,7 @@ def test_pairs_that_were_shuffled_teach_nothing(spots):
     level = spots.obsm["cell_abundance"][test].std().to_numpy()  # error of the best constant
 
     def error():
-        train(spots)
+        train(spots, fit=QUICK)
         table = nk.tl.abundance_agreement(spots, truth="cell_abundance", prediction="abundance", subset="test")
         return (table["RMSE"].to_numpy() / level).mean()
 
@@ -81,7 +84,7 @@ def test_what_is_written(spots, tmp_path):
     assert table.columns.tolist() == ["T", "B", "tumour", "rare"]
     assert table.index.equals(spots.obs_names)
     assert (table.to_numpy() >= 0).all()
-    assert spots.obsm["X_cuca"].shape == (300, 32)
+    assert spots.obsm["X_cuca"].shape == (300, 16)
     assert (spots.obsm["X_cuca"] >= 0).all()
     noted = spots.uns["nichekd"]["cuca"]
     assert noted["align"] == "infonce"
@@ -124,6 +127,20 @@ def test_a_last_batch_of_one_is_none(spots):
     assert np.isfinite(small.obsm["abundance"].to_numpy()).all()
 
 
+def test_components_are_read_as_well_as_features(spots):
+    model = train(spots, fit=replace(QUICK, n_components=6), align=None)
+    assert model.config.network.n_components == 6
+    assert mean_pearson(spots) > 0.6
+    rows = feature_rows(spots.obsm["X_image"], model)
+    assert rows.rows.shape == (300, 6), "made once, not in each epoch"
+    predicted = rows.predict(model, np.arange(300))
+    assert predicted == pytest.approx(spots.obsm["abundance"].to_numpy(), rel=1e-4, abs=1e-5)
+
+
+def test_there_are_no_more_components_than_features(spots):
+    assert train(spots, fit=replace(BRIEF, n_components=99)).config.network.n_components == 12
+
+
 def test_published_settings_run(spots):
     model = train(spots, align="rmse", fit=CucaSettings.published(max_epochs=2))
     assert model.config.network.gene_width == 1024
@@ -141,8 +158,6 @@ def test_several_slides_one_validates(spots, caplog):
 
 
 def test_the_best_epoch_is_kept_without_refit(spots):
-    from dataclasses import replace
-
     model = train(spots, fit=replace(QUICK, refit=False, patience=100))
     scores = model.history["validation_pearson"]
     assert len(scores) == 8

@@ -45,7 +45,18 @@ class DescentIntoAnArray(KNeighborsTransformer):
         self.random_state, self.n_trees, self.n_iters = random_state, n_trees, n_iters
 
     def fit_transform(self, X, y=None):
+        self.index_ = Index(X)
         return csr_array(super().fit_transform(X, y))
+
+
+class Index:
+    """What pynndescent searches new points in."""
+
+    def __init__(self, rows):
+        self.rows = NearestNeighbors().fit(rows)
+
+    def query(self, rows, k):
+        return self.rows.kneighbors(rows, k)[::-1]
 
 
 def test_large_sections_have_approximate_neighbors(clouds, monkeypatch):
@@ -62,7 +73,10 @@ def test_the_true_descent_is_as_good(clouds, monkeypatch):
     assert adjusted_rand_score(clouds.obs["cloud"], clouds.obs["niche_histology_leiden"]) > 0.98
 
 
-def test_test_cells_take_the_majority_of_their_nearest_training_cells(cells):
+@pytest.mark.parametrize("enough", [0, 10**6])
+def test_test_cells_take_the_majority_of_their_nearest_training_cells(cells, monkeypatch, enough):
+    monkeypatch.setattr("nichekd.tl._histology_leiden.APPROXIMATE_FROM", enough)
+    monkeypatch.setattr("pynndescent.PyNNDescentTransformer", DescentIntoAnArray)
     nk.tl.histology_leiden(cells, 4, use_rep="X_image", n_pcs=16)
     train = (cells.obs["split"] == "train").to_numpy()
     # with as many components as features, distances are those of the standardised features

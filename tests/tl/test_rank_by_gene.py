@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -17,6 +18,7 @@ FAST = RankByGeneSettings(
 )
 QUICK = {"use_rep": "X_image", "fit": FAST, "momentum": 0.9}
 TINY = replace(FAST, min_steps=3, validation=0.0)
+SHORT = QUICK | {"fit": replace(FAST, min_steps=12)}  # long enough to choose among weights
 
 
 def section(n: int = 400, seed: int = 0) -> AnnData:
@@ -52,6 +54,12 @@ def trained(base):
     return adata, model
 
 
+@pytest.fixture(scope="module")
+def short(base) -> str:
+    """Fingerprint of a short training, for others to be compared with."""
+    return nk.tl.rank_by_gene(base.copy(), **SHORT).fingerprint
+
+
 def agreement(adata, key: str, **kwargs) -> float:
     return nk.tl.rank_agreement(adata, a=key, b="smoothed", n_triplets=20_000, **kwargs)["agreement"].item()
 
@@ -76,6 +84,25 @@ def test_shuffled_pairs_teach_nothing(base):
     assert agreement(adata, "X_rank_by_gene") < agreement(adata, "X_image") + 0.03
 
 
+def test_held_back_cells_are_judged_on_the_scales_that_are_trained():
+    """Features that know a slide's order and nothing of what sets the slides apart."""
+    from nichekd.tl._rank_by_gene_data import FeatureViews, Task
+    from nichekd.tl._rank_by_gene_fit import HeldBack
+
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    library = np.repeat([0, 1], 20)
+    target = x + 50 * library[:, None].astype(np.float32)
+    task = Task(FeatureViews(x, torch.zeros(3), 0.0), target, target, np.zeros((40, 2)), library)
+    found = {}
+    for scales in (("slide",), ("across",), ("slide", "across")):
+        check = HeldBack(task, np.arange(40), scales, np.random.default_rng(0))
+        check.look(SimpleNamespace(teacher=torch.nn.Identity()), torch.device("cpu"))
+        found[scales] = check.best
+    assert found["slide",] == pytest.approx(1, abs=1e-3)
+    assert found["across",] < 0.8
+    assert found["slide", "across"] == pytest.approx((found["slide",] + found["across",]) / 2, abs=0.01)
+
+
 def test_what_is_recorded(trained):
     adata, model = trained
     entry = adata.uns["nichekd"]["rank_by_gene"]
@@ -91,22 +118,20 @@ def test_what_is_recorded(trained):
     assert about["fingerprint"] == model.fingerprint
 
 
-def test_same_seed_same_model_and_the_users_random_state_stays(cells, trained):
+def test_same_seed_same_model_and_the_users_random_state_stays(cells, short):
     before = torch.get_rng_state()
-    again = nk.tl.rank_by_gene(cells, **QUICK)
-    assert again.fingerprint == trained[1].fingerprint
+    assert nk.tl.rank_by_gene(cells, **SHORT).fingerprint == short
     assert torch.equal(before, torch.get_rng_state())
-    other = nk.tl.rank_by_gene(cells, seed=1, **QUICK)
-    assert other.fingerprint != again.fingerprint
+    assert nk.tl.rank_by_gene(cells, seed=1, **SHORT).fingerprint != short
 
 
-def test_test_cells_play_no_part(cells, trained):
+def test_test_cells_play_no_part(cells, short):
     test = np.flatnonzero(cells.obs["split"] == "test")
     cells.obsm["X_image"][test] = 100
     smoothed = cells.layers["smoothed"].tolil()
     smoothed[test] = 3
     cells.layers["smoothed"] = smoothed.tocsr()
-    assert nk.tl.rank_by_gene(cells, **QUICK).fingerprint == trained[1].fingerprint
+    assert nk.tl.rank_by_gene(cells, **SHORT).fingerprint == short
 
 
 def test_saved_and_embedded_on_a_slide_without_genes(trained, tmp_path):
@@ -120,10 +145,10 @@ def test_saved_and_embedded_on_a_slide_without_genes(trained, tmp_path):
     assert np.array_equal(again.obsm["X_rank_by_gene"], adata.obsm["X_rank_by_gene"])
 
 
-def test_cells_are_rows_not_names(cells, trained):
+def test_cells_are_rows_not_names(cells, short):
     """Spots of two slides may have the same name; nothing is looked up by it."""
     cells.obs_names = [f"spot{i % 7}" for i in range(cells.n_obs)]
-    assert nk.tl.rank_by_gene(cells, **QUICK).fingerprint == trained[1].fingerprint
+    assert nk.tl.rank_by_gene(cells, **SHORT).fingerprint == short
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nichekd.models._rank_by_gene import Standardize
 from nichekd.models._rank_losses import info_nce
+from nichekd.models._whiten import Whiten
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 Align = Literal["rmse", "infonce", "cosine"]
@@ -36,6 +37,8 @@ class CucaConfig:
         Of the gene branch, which is there in training only.
     dropout
         Between layers.
+    n_components
+        Read so many principal components of the features, whitened, instead of the features; ``None``: the features.
     """
 
     n_features: int
@@ -43,6 +46,7 @@ class CucaConfig:
     width: int = 512
     gene_width: int = 1024
     dropout: float = 0.25
+    n_components: int | None = None
 
 
 class ImageProjector(nn.Module):
@@ -51,7 +55,7 @@ class ImageProjector(nn.Module):
     def __init__(self, config: CucaConfig) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for n_in in (config.n_features, config.width):
+        for n_in in (config.n_components or config.n_features, config.width):
             layers += [nn.Linear(n_in, config.width), nn.BatchNorm1d(config.width), nn.ReLU()]
             layers.append(nn.Dropout(config.dropout))
         last = [nn.Linear(config.width, config.width), nn.BatchNorm1d(config.width), nn.ReLU()]
@@ -75,10 +79,19 @@ class CucaNetwork(nn.Module):
 
     def __init__(self, config: CucaConfig) -> None:
         super().__init__()
-        self.standardize = Standardize(config.n_features)
+        n = config.n_components
+        self.standardize = Standardize(config.n_features) if n is None else Whiten(config.n_features, n)
         self.projector = ImageProjector(config)
         self.head = nn.Linear(config.width, config.n_types)
         self.register_buffer("type_scale", torch.ones(config.n_types))
+
+    def scale_features(self, sample: NDArray[np.floating]) -> None:
+        """Take means and variances of features, or of their components, from training cells (n, F)."""
+        if isinstance(self.standardize, Whiten):
+            self.standardize.fit(sample)
+        else:
+            rows = sample.astype(np.float64)
+            self.standardize.fit(rows.mean(axis=0), rows.std(axis=0))
 
     def scale_types(self, sd: NDArray[np.floating]) -> None:
         """Let the head predict in units of each type's standard deviation (K,), so that rare types count as much."""
@@ -87,7 +100,11 @@ class CucaNetwork(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Unclipped abundances in units of ``type_scale``, (B, K), and the embedding, (B, width)."""
-        z = self.projector(self.standardize(features))
+        return self.of_scaled(self.standardize(features))
+
+    def of_scaled(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of what :attr:`standardize` made of features."""
+        z = self.projector(rows)
         return self.head(z), z
 
     def abundance(self, scaled: Tensor) -> Tensor:
@@ -207,7 +224,7 @@ class CucaTraining(nn.Module):
     network, objective
         What is trained.
     backbone
-        Normalised crops to features; without it, the features are handed in.
+        Normalised crops to features; without it, features are handed in that the network's ``standardize`` went over.
     """
 
     def __init__(self, network: CucaNetwork, objective: CucaObjective, backbone: nn.Module | None = None) -> None:
@@ -215,7 +232,7 @@ class CucaTraining(nn.Module):
         self.network, self.objective, self.backbone = network, objective, backbone
 
     def forward(self, images: Tensor, abundance: Tensor, genes: Tensor | None) -> dict[str, Tensor]:
-        """Terms of the loss of features (B, F) or crops (B, 3, p, p), abundances (B, K) and genes (B, G)."""
-        features = images if self.backbone is None else self.backbone(images)
-        scaled, z = self.network(features)
+        """Terms of the loss of scaled features (B, C) or crops (B, 3, p, p), abundances (B, K) and genes (B, G)."""
+        rows = images if self.backbone is None else self.network.standardize(self.backbone(images))
+        scaled, z = self.network.of_scaled(rows)
         return self.objective(scaled, z, abundance / self.network.type_scale, genes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +13,6 @@ from torch.nn import functional as F
 from nichekd.models._rank_losses import cosine_similarity, info_nce, rank_loss
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from nichekd.models._rank_losses import RankLoss
@@ -98,10 +98,11 @@ class Branch(nn.Module):
         """
         from sklearn.decomposition import PCA
 
-        mean, sd = rows.double().mean(0), rows.double().std(0, correction=0)
+        values = rows.numpy()
+        mean, sd = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
         if alike:
-            sd = sd.square().mean().sqrt().expand_as(sd)
-        self.standardize.fit(mean.numpy(), sd.numpy())
+            sd = np.full_like(sd, np.sqrt((sd**2).mean()))
+        self.standardize.fit(mean, sd)
         scaled = self.standardize(rows)
         linear = self.head.linear
         n_components = min(linear.out_features, len(rows) - 1, linear.in_features)

@@ -133,7 +133,7 @@ def _gaussians(
 
     _, code = np.unique(groups, return_inverse=True)
     means = np.stack([rows[code == k].mean(axis=0) for k in range(code.max() + 1)])
-    covariance, _ = ledoit_wolf((rows - means[code])[lone], assume_centered=True)
+    covariance, _ = ledoit_wolf(rows[lone] - means[code[lone]], assume_centered=True)
     if before is None:
         return means, covariance
     earlier = before.covariance.double().numpy()

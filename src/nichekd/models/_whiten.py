@@ -44,16 +44,18 @@ class Whiten(nn.Module):
         """
         from sklearn.decomposition import PCA
 
-        rows = np.asarray(sample, dtype=np.float32)
+        rows = np.array(sample, dtype=np.float32)  # a copy, worked on in place: a sample may take gigabytes
         mean = rows.mean(0, dtype=np.float64)
-        sd = rows.std(0, dtype=np.float64)
+        rows -= mean.astype(np.float32)
+        sd = np.sqrt(np.einsum("nf,nf->f", rows, rows, dtype=np.float64) / max(len(rows), 1))
         varies = sd > 1e-6 * np.maximum(np.abs(mean), 1)
         scale = np.where(varies, 1 / np.where(varies, sd, 1), 0)
+        rows *= scale.astype(np.float32)
         n_components = min(self.components.shape[1], len(rows) - 1, int(varies.sum()))
         matrix = np.zeros(self.components.shape)
         if n_components:
             solver = "randomized" if n_components < 0.8 * min(rows.shape) else "full"
-            pca = PCA(n_components, svd_solver=solver, random_state=seed).fit((rows - mean) * scale)
+            pca = PCA(n_components, svd_solver=solver, random_state=seed, copy=False).fit(rows)
             spread = np.sqrt(pca.explained_variance_)
             spread = spread[spread > SMALLEST * spread[0]]  # they come in descending order
             unit = spread if self.equal else np.sqrt((spread**2).mean())

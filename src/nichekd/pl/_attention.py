@@ -90,7 +90,7 @@ def attention(
     plan = Grid.of(len(slides), float(np.median([extent.aspect for extent in extents.values()])), n_entries=0)
     with styled():
         fig, axes = plt.subplots(
-            plan.nrows, plan.ncols, figsize=(plan.ncols * plan.width + 0.8, plan.nrows * (plan.height + 0.25)),
+            plan.nrows, plan.ncols, figsize=(plan.ncols * plan.width + 1.0, plan.nrows * (plan.height + 0.25)),
             layout="constrained", squeeze=False,
         )  # fmt: skip
         for ax in axes.flat[len(slides) :]:
@@ -114,8 +114,19 @@ def attention(
             scale_bar(ax)
         bar = fig.colorbar(points, ax=axes, label="attention, multiples of the slide's mean", shrink=0.6, aspect=25)
         bar.outline.set_visible(False)
-        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _ticks(bar, norm)
         return finish(fig, save, dpi)
+
+
+def _ticks(bar: Any, norm: Any) -> None:
+    """At 1, 2 and 5 times the powers of ten, as plain numbers."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    steps = [digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5)]
+    shown = [step for step in steps if norm.vmin <= step <= norm.vmax]
+    bar.ax.yaxis.set_major_locator(FixedLocator(shown))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _map(ax: Any, xy: NDArray[np.float64], values: NDArray[np.float64], area: float, norm: Any, *, over: bool) -> Any:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COLUMNS: Final = ("a", "scale", "agreement")
 CHANCE: Final = 0.5
 N_BINS: Final = 10
+FEWEST_ROWS: Final = 4  # there is room for: two bars alone would be as thick as a fist
 COLORS: Final = ("#9db7d5", "#e08a4a", "#6f9d76", "#8f78a8", "#c6a44a", "#7f7f7f")
 
 
@@ -155,11 +156,12 @@ def _bars(ax: Axes, groups: list[tuple[object, pd.DataFrame]], colors: dict[str,
         position += 0.5
     ax.axvline(CHANCE, color=INK, linewidth=0.8)
     ax.set_yticks(ticks, labels)
-    ax.invert_yaxis()
+    middle, half = (position - 1.5) / 2, max(position - 0.5, FEWEST_ROWS) / 2 + 0.1
+    ax.set_ylim(middle + half, middle - half)
     low, high = ax.get_xlim()
     ax.set_xlim(min(low, CHANCE - 0.01), high + 0.12 * (high - low))
     ax.set_xlabel("share of triplets in the genes' order")
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
 
 

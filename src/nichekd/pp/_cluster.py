@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nichekd.pp._cluster_work import Work, encode_block, ready
+from nichekd.pp._cluster_work import Work, encode_block, its_version, meant_by
 from nichekd.pp._crops import SEGMENT
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 LOOK_UP = 1.0  # seconds after which to look whether the workers still have what they were sent
 MOST_LOSSES = 3  # of all workers in a row, with nothing done in between
+ADVICE = "Look at the workers' logs, perhaps for their memory limit; the same call goes on from there."
 
 Span = tuple[int, int]  # segments, the second not included
 
@@ -58,19 +59,13 @@ class Cluster:
         RuntimeError
             If a worker has another version of nichekd.
         """
-        self._wait_for_one()
-        said = self.client.run(ready, precision, self.device, encoder.bf16_on)  # by address
-        versions, precisions = {v for v, _ in said.values()}, {p for _, p in said.values()}
-        if versions != {version("nichekd")}:
-            raise RuntimeError(
-                f"The workers have nichekd {sorted(versions)}, this process has {version('nichekd')}. Install the same "
-                "on all."
-            )
-        if len(precisions) > 1:
+        self._check_workers()
+        meant = {*self.client.run(meant_by, precision, self.device, encoder.bf16_on).values()}
+        if len(meant) > 1:
             raise ValueError(
-                f"precision={precision!r} means {sorted(precisions)} on different workers. Name one: precision='32'."
+                f"precision={precision!r} means {sorted(meant)} on different workers. Name one: precision='32'."
             )
-        return precisions.pop()
+        return meant.pop()
 
     def fill(self, plan: Plan, store: FeatureStore, made_of: Mapping[str, Any], precision: Precision) -> None:
         """Have all missing segments of ``store``, which this process holds, encoded and written.
@@ -81,7 +76,8 @@ class Cluster:
         Raises
         ------
         RuntimeError
-            If that happens three times in a row.
+            If that happens three times in a row, if one block takes down worker after worker, or if a worker has
+            another version of nichekd.
         """
         from tqdm.auto import tqdm
 
@@ -92,15 +88,16 @@ class Cluster:
         done = total - _n_cells(store.missing, total)
         with tqdm(total=total, initial=done, unit="crop", desc="features", disable=not settings.progress) as bar:
             while missing := store.missing:
-                for spans in self._encoded(work, self._blocks(plan, missing)):
-                    segments = [segment for first, last in spans for segment in range(first, last)]
+                for first, last in self._encoded(work, self._blocks(plan, missing)):
+                    segments = list(range(first, last))
                     store.note_done(segments)
                     bar.update(_n_cells(segments, total))
                 n_losses = n_losses + 1 if store.missing == missing else 0
                 if n_losses == MOST_LOSSES:
+                    safe = total - _n_cells(missing, total)
                     raise RuntimeError(
-                        f"All workers were lost {MOST_LOSSES} times without a block done; {bar.n:,} cells are safe in "
-                        f"{store.path}. Look at the workers' logs, perhaps for their memory limit; the same call goes on."
+                        f"All workers were lost {MOST_LOSSES} times without a block done; {safe:,} cells are safe in "
+                        f"{store.path}. {ADVICE}"
                     )
 
     def _blocks(self, plan: Plan, missing: list[int]) -> list[Span]:
@@ -114,9 +111,9 @@ class Cluster:
             for i in range(0, len(run), longest)
         ]
 
-    def _encoded(self, work: Work, blocks: list[Span]) -> Iterator[list[Span]]:
+    def _encoded(self, work: Work, blocks: list[Span]) -> Iterator[Span]:
         """Blocks as they get done; ends early if what the workers were sent is lost with the last of them."""
-        self._wait_for_one()
+        self._check_workers()
         log.info("sending %.1f MB to %d workers", len(work.sent) / 1e6, len(self.client.nthreads()))
         sent = self.client.scatter(work, broadcast=True, hash=False)
         over: SimpleQueue[Future] = SimpleQueue()
@@ -125,16 +122,24 @@ class Cluster:
             future.add_done_callback(over.put)
         try:
             while futures and sent.status == "finished":
-                finished = list(_drain(over))
-                spans = [futures.pop(future) for future in finished]
-                yield [span for future, span in zip(finished, spans, strict=True) if _is_done(future)]
+                for future in _drain(over):
+                    span = futures.pop(future)
+                    if _is_done(future):
+                        yield span
         finally:
             self.client.cancel([*futures, sent])
 
-    def _wait_for_one(self) -> None:
+    def _check_workers(self) -> None:
+        """Wait for one; raise ``RuntimeError`` if any has another version of nichekd."""
         if not self.client.nthreads():
             log.warning("the cluster has no worker yet; waiting for the first")
             self.client.wait_for_workers(1)
+        versions = {*self.client.run(its_version).values()}
+        if versions != {version("nichekd")}:
+            raise RuntimeError(
+                f"The workers have nichekd {sorted(versions)}, this process has {version('nichekd')}. Install the same "
+                "on all."
+            )
 
 
 def require_client(client: Any, store: str | Path | None) -> Client:
@@ -165,13 +170,21 @@ def require_client(client: Any, store: str | Path | None) -> Client:
 
 def _is_done(future: Future) -> bool:
     """Whether a block was done; raises what its worker raised, is false for one that was given up with its cluster."""
+    from distributed import KilledWorker
+
     if future.status == "error":
-        future.result()
+        try:
+            future.result()
+        except KilledWorker as err:
+            raise RuntimeError(
+                f"One block of cells took down {err.allowed_failures + 1} workers, one after the other. What was done "
+                f"before is safe. {ADVICE}"
+            ) from err
     return future.status == "finished"
 
 
 def _drain(queue: SimpleQueue[Future]) -> Iterator[Future]:
-    """All that is in the queue; waits a second for the first."""
+    """All that is in the queue; waits :data:`LOOK_UP` for the first."""
     with suppress(Empty):
         yield queue.get(timeout=LOOK_UP)
         while True:

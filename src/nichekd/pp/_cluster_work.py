@@ -97,11 +97,16 @@ def encode_block(work: Work, first: int, last: int) -> None:
             write_segment(work.store().path, segment, features)
 
 
-def ready(precision: Precision, device: str, bf16_on: tuple[str, ...]) -> tuple[str, Precision]:
-    """Version of nichekd, and what ``precision`` means on ``device``, here."""
+def its_version() -> str:
+    """Of nichekd, here."""
+    return version("nichekd")
+
+
+def meant_by(precision: Precision, device: str, bf16_on: tuple[str, ...]) -> Precision:
+    """What ``precision`` means on ``device``, here."""
     from nichekd.models._precision import resolve_device, resolve_precision
 
-    return version("nichekd"), resolve_precision(precision, resolve_device(device), bf16_on)
+    return resolve_precision(precision, resolve_device(device), bf16_on)
 
 
 def _here() -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nichekd.pp._crops import SEGMENT
 from nichekd.pp._store_manifest import CELLS, FEATURES
 
 if TYPE_CHECKING:
@@ -51,8 +52,15 @@ class TableOrder:
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
         """Features of ``rows`` of the table."""
-        positions, back = np.unique(self._position[rows], return_inverse=True)  # each file is opened once
-        return np.asarray(self._features.oindex[positions])[back]
+        position = self._position[rows]
+        order = np.argsort(position, kind="stable")
+        found = np.empty((len(position), self.shape[1]), dtype=self.dtype)
+        # file by file, from the first row wanted to the last: zarr takes ten times as long to pick them itself
+        for here in np.split(order, np.flatnonzero(np.diff(position[order] // SEGMENT)) + 1):
+            if len(here):
+                first, last = int(position[here[0]]), int(position[here[-1]])
+                found[here] = np.asarray(self._features[first : last + 1])[position[here] - first]
+        return found
 
     def __getitem__(self, index: Any) -> NDArray[np.float16]:
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))

@@ -93,7 +93,7 @@ def cuca(
     Returns
     -------
     The model, in evaluation mode. Writes for all cells ``obsm["abundance"]``, a float32 ``DataFrame`` (n, K), none
-    negative; ``obsm["X_cuca"]``, float32 (n, 512); and ``uns["nichekd"]["cuca"]``: parameters and history.
+    negative; ``obsm["X_cuca"]``, float32 (n, 256); and ``uns["nichekd"]["cuca"]``: parameters and history.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def cuca(
             model.config.network, n_genes, align=align, weights=weights, temperature=fit.temperature
         )
         fabric = make_fabric(device)
-        learnt = training_data(data, inputs, model, fit=fit, seed=seed, device=fabric.device, table_key=table_key)
+        learnt = training_data(data, inputs, model, fit=fit, seed=seed, table_key=table_key)
         history = fit_cuca(model, objective, learnt, fitted, held_back, fit=fit, seed=seed, fabric=fabric)
     model.history = history.columns
     features = inputs.features

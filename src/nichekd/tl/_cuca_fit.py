@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from nichekd.models import AbundanceModel
     from nichekd.models._cuca import CucaObjective
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ROWS = 4096  # cells that are predicted at once
+
 
 class Images(Protocol):
     """Where a batch's image features, or crops, come from."""
 
     def batch(self, cells: NDArray[np.integer], *, training: bool) -> Tensor:
-        """Features (B, F), or normalised crops (B, 3, p, p)."""
+        """Scaled features (B, C), or normalised crops (B, 3, p, p)."""
 
     def predict(self, model: AbundanceModel, cells: NDArray[np.integer]) -> NDArray[np.float32]:
         """Abundances of ``cells``, (B, K)."""
@@ -47,21 +49,28 @@ class FeatureRows:
     Attributes
     ----------
     rows
-        (n, F), in memory.
-    device
-        Where predictions are made.
+        Features (n, F), in memory, or what ``scale`` makes of them.
+    scale
+        What is still to be done to them; ``None``: nothing.
     """
 
     rows: NDArray[np.floating]
-    device: torch.device | str = "cpu"
+    scale: nn.Module | None = None
 
     def batch(self, cells: NDArray[np.integer], *, training: bool) -> Tensor:
-        """Features (B, F)."""
-        return torch.from_numpy(self.rows[cells].astype(np.float32))
+        """Scaled features (B, C)."""
+        rows = torch.from_numpy(self.rows[cells].astype(np.float32))
+        return rows if self.scale is None else self.scale(rows)
 
+    @torch.inference_mode()
     def predict(self, model: AbundanceModel, cells: NDArray[np.integer]) -> NDArray[np.float32]:
         """Abundances, (B, K)."""
-        return model.predict(self.rows[cells], device=self.device)[0]
+        network, device = model.network.eval(), model.network.type_scale.device
+        parts = [
+            network.abundance(network.of_scaled(self.batch(some, training=False).to(device))[0]).cpu().numpy()
+            for some in np.array_split(cells, max(1, len(cells) // ROWS))
+        ]
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)

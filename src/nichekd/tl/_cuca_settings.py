@@ -26,7 +26,11 @@ class CucaSettings:
     refit
         Train once more, from the same start and on all training cells, for as many epochs as scored best.
     scale
-        Give image features and types unit variance; if not, what is large counts most, as published.
+        Give image features, or their components, and types unit variance; if not, what is large counts most, as
+        published.
+    n_components
+        Whitened principal components of the image features that are read; ``None``: the features, with ``scale`` each
+        of unit variance.
     temperature
         Of ``align="infonce"``.
     width, gene_width, dropout
@@ -46,9 +50,10 @@ class CucaSettings:
     validation: float = 0.1
     refit: bool = True
     scale: bool = True
+    n_components: int | None = 64
     temperature: float = 0.1
-    width: int = 512
-    gene_width: int = 512
+    width: int = 256
+    gene_width: int = 256
     dropout: float = 0.25
     augmentation: CropAugmentation | None = CropAugmentation()
 
@@ -57,6 +62,7 @@ class CucaSettings:
         """Those of the paper: 100 epochs of 128, the best of which is kept; take them with ``align="rmse"``."""
         values = {
             "max_epochs": 100, "batch_size": 128, "min_steps": 0, "learning_rate": 2e-3, "weight_decay": 1e-4,
-            "clip": math.inf, "patience": 100, "refit": False, "scale": False, "gene_width": 1024, "augmentation": None,
+            "clip": math.inf, "patience": 100, "refit": False, "scale": False, "n_components": None, "width": 512,
+            "gene_width": 1024, "augmentation": None,
         }  # fmt: skip
         return cls(**values | changes)

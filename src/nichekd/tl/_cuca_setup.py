@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from nichekd._abundance import abundance_of
 from nichekd._keys import Keys, Split
 from nichekd._record import notes, plain
 from nichekd._resolve import split_of
-from nichekd.models import AbundanceModel, CucaConfig
+from nichekd.models import AbundanceModel, CucaConfig, Whiten
 from nichekd.models._abundance_model import AbundanceConfig, adapted_encoder
 from nichekd.tl._cuca_fit import CucaData, FeatureRows
 from nichekd.tl._cuca_images import CropRows, crop_reader
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MARGIN_UM = 50.0  # around squares that validate, where nobody noted how large the crops were
-SCALE_CELLS = 50_000  # that means and standard deviations of features are taken over
+SCALE_CELLS = 20_000  # that means and variances of features are taken over
 NEEDED = ("encoder", "fingerprint", "crop_px", "mpp")  # to make crops and features again
 
 
@@ -104,9 +105,11 @@ def build_model(
     ValueError
         If ``lora`` meets features of another mode, another encoder or no ViT, or ``encoder`` comes without it.
     """
+    n_features = inputs.features.shape[1]
+    n_components = min(fit.n_components, n_features) if fit.scale and fit.n_components else None
     config = AbundanceConfig(
         network=CucaConfig(
-            inputs.features.shape[1], len(inputs.abundance.types), fit.width, fit.gene_width, fit.dropout
+            n_features, len(inputs.abundance.types), fit.width, fit.gene_width, fit.dropout, n_components
         ),
         types=inputs.abundance.types,
         genes=() if inputs.genes is None else inputs.genes.names,
@@ -118,8 +121,7 @@ def build_model(
     if fit.scale:
         train = inputs.train
         step = max(1, len(train) // SCALE_CELLS)
-        rows = np.asarray(inputs.features[train[::step]], dtype=np.float64)
-        model.network.standardize.fit(rows.mean(axis=0), rows.std(axis=0))
+        model.network.scale_features(np.asarray(inputs.features[train[::step]], dtype=np.float32))
         model.network.scale_types(inputs.abundance.values[train].std(axis=0))
     return model
 
@@ -145,6 +147,15 @@ def _trained_along(
     return adapted_encoder(described, lora, encoder)
 
 
+def feature_rows(features: Any, model: AbundanceModel) -> FeatureRows:
+    """Features in memory; their components, where the model reads those, are made once."""
+    scale = model.network.standardize
+    if isinstance(scale, Whiten):
+        return FeatureRows(scale.rows(features))
+    # a copy, for the network's own may go to a GPU
+    return FeatureRows(np.asarray(features), copy.deepcopy(scale))
+
+
 def training_data(
     data: AnnData | SpatialData,
     inputs: CucaInputs,
@@ -152,14 +163,12 @@ def training_data(
     *,
     fit: CucaSettings,
     seed: int,
-    device: torch.device,
     table_key: str,
 ) -> CucaData:
     """Features, or crops for an encoder that trains along, with abundances and genes."""
     source: FeatureRows | CropRows
     if model.encoder is None:
-        features = inputs.features
-        source = FeatureRows(features if isinstance(features, np.ndarray) else np.asarray(features), device)
+        source = feature_rows(inputs.features, model)
     else:
         reader = crop_reader(data, inputs.described, table_key=table_key)
         source = CropRows(reader, model.encoder, fit.augmentation, torch.Generator().manual_seed(seed))

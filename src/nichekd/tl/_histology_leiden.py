@@ -89,8 +89,8 @@ def histology_leiden(
     n_niches = check_n_niches(K, len(train))
     use_rep = image_rep(data, use_rep, table_key=table_key)
     components = _components(features_of(adata, use_rep, run="nk.pp.histology_features"), train, n_pcs, seed)
-    neighbors = _train_graph(components[train], n_neighbors, seed)
-    labels, resolution = leiden_with_k(neighbors, n_niches, seed)
+    graph, approximate = _train_graph(components[train], n_neighbors, seed)
+    labels, resolution = leiden_with_k(graph, n_niches, seed)
     n_clusters = int(labels.max()) + 1
     if n_clusters != n_niches:
         warnings.warn(
@@ -101,7 +101,7 @@ def histology_leiden(
     codes = np.empty(adata.n_obs, dtype=np.int64)
     codes[train] = labels
     if len(rest):
-        codes[rest] = _vote(components[train], labels, components[rest], n_neighbors)
+        codes[rest] = _vote(components[train], labels, components[rest], n_neighbors, approximate)
     write_labels(adata, Keys.niche(key_added), codes, n_niches=max(n_niches, n_clusters))
     parameters = {"K": n_niches, "use_rep": use_rep, "seed": seed, "key_added": key_added}
     parameters |= {"n_pcs": n_pcs, "n_neighbors": n_neighbors, "resolution": resolution, "n_clusters": n_clusters}
@@ -127,14 +127,15 @@ def _components(features: Any, train: NDArray[np.integer], n_pcs: int, seed: int
     return np.concatenate(blocks).astype(np.float32)
 
 
-def _train_graph(components: NDArray[np.float32], n_neighbors: int, seed: int) -> Any:
-    """Scanpy's weighted neighbor graph of the training cells, as igraph."""
+def _train_graph(components: NDArray[np.float32], n_neighbors: int, seed: int) -> tuple[Any, Any]:
+    """Scanpy's weighted neighbor graph of the training cells, as igraph; and what found the neighbors, if approximately."""
     import igraph
     import scanpy as sc
     from anndata import AnnData
     from scipy.sparse import triu
 
     cells = AnnData(obsm={"X_pca": components})
+    approximate = _approximate_neighbors(cells.n_obs, n_neighbors, seed) if cells.n_obs >= APPROXIMATE_FROM else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="umap")
         sc.pp.neighbors(
@@ -142,13 +143,11 @@ def _train_graph(components: NDArray[np.float32], n_neighbors: int, seed: int) -
             n_neighbors=min(n_neighbors, len(components) - 1),
             use_rep="X_pca",
             random_state=seed,
-            transformer=_approximate_neighbors(cells.n_obs, n_neighbors, seed)
-            if cells.n_obs >= APPROXIMATE_FROM
-            else None,
+            transformer=approximate,
         )
     edges = triu(cells.obsp["connectivities"], k=1, format="coo")
     pairs = np.column_stack([edges.row, edges.col])
-    return igraph.Graph(n=cells.n_obs, edges=pairs, edge_attrs={"weight": edges.data})
+    return igraph.Graph(n=cells.n_obs, edges=pairs, edge_attrs={"weight": edges.data}), approximate
 
 
 def _approximate_neighbors(n_cells: int, n_neighbors: int, seed: int) -> Any:
@@ -202,9 +201,21 @@ def leiden_with_k(graph: Any, k: int, seed: int) -> tuple[NDArray[np.int64], flo
 
 
 def _vote(
-    train: NDArray[np.float32], labels: NDArray[np.int64], rest: NDArray[np.float32], n_neighbors: int
+    train: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    rest: NDArray[np.float32],
+    n_neighbors: int,
+    approximate: Any,
 ) -> NDArray[np.int64]:
-    from sklearn.neighbors import KNeighborsClassifier
+    """Labels of the nearest training cells, by majority; the lower one of several that are as many."""
+    k = min(n_neighbors, len(train))
+    if approximate is None:
+        from sklearn.neighbors import NearestNeighbors
 
-    vote = KNeighborsClassifier(n_neighbors=min(n_neighbors, len(train)), n_jobs=-1)
-    return vote.fit(train, labels).predict(rest)
+        nearest = NearestNeighbors(n_neighbors=k, n_jobs=-1).fit(train).kneighbors(rest, return_distance=False)
+    else:
+        nearest, _ = approximate.index_.query(rest, k=k)
+    votes = np.zeros((len(rest), labels.max() + 1), dtype=np.int16)
+    for column in labels[nearest].T:
+        votes[np.arange(len(rest)), column] += 1
+    return votes.argmax(axis=1)

@@ -58,7 +58,7 @@ def predict_abundance(
     ``None``, or the new object. Writes
 
     - ``obsm["abundance"]``, a float32 ``DataFrame`` (n, K), none negative, in the unit of the training data;
-    - ``obsm["X_cuca"]``, the embedding, float32 (n, 512);
+    - ``obsm["X_cuca"]``, the embedding, float32 (n, width), 256 wide by default;
     - ``uns["nichekd"]["predict_abundance"]``.
 
     Raises

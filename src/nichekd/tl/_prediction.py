@@ -1,4 +1,4 @@
-"""Logits of many cells, with features read once and neighborhoods padded little."""
+"""Logits of many cells, place by place and with neighborhoods padded little."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nichekd.models import NeighborhoodBatch, NeighborhoodIndex
 
-BATCH = 512
+BATCH = 256
 
 
 @torch.inference_mode()
@@ -35,8 +35,9 @@ def predict_logits(
 ) -> NDArray[np.float32]:
     """Logits (B, K) of ``cells`` (B,), or of all.
 
-    Cells are taken region by region, so that neighborhoods of a batch share most of their cells, and a region's in
-    order of their neighborhoods' size, so that little is padding; neither changes a result.
+    Cells are taken place by place, so that neighborhoods of a batch share most of their cells, and those of a place
+    are halved by their neighborhoods' size, so that little is padding; neither changes a result. Larger places, cut
+    more finely by size, would be padded less, but each half of two would have most of the place's cells to work out.
 
     Parameters
     ----------
@@ -58,14 +59,14 @@ def predict_logits(
     parts: list[Tensor] = []
     places: list[NDArray[np.integer]] = []
     bar = tqdm(total=len(cells), desc=progress, unit="cell", disable=progress is None or not settings.progress)
-    for start in range(0, len(cells), 4 * BATCH):
-        region = ordered[start : start + 4 * BATCH]
-        region = region[np.argsort(sizes[region], kind="stable")]
-        for place in np.array_split(region, max(1, -(-len(region) // BATCH))):
-            batch = index.batch(cells[place], features).to(torch.device(device))
+    for start in range(0, len(cells), 2 * BATCH):
+        place = ordered[start : start + 2 * BATCH]
+        place = place[np.argsort(sizes[place], kind="stable")]
+        for half in np.array_split(place, -(-len(place) // BATCH)):
+            batch = index.batch(cells[half], features).to(torch.device(device))
             parts.append(forward(batch).float())
-            places.append(place)
-            bar.update(len(place))
+            places.append(half)
+            bar.update(len(half))
     bar.close()
     network.train(training)
     logits = torch.cat(parts).cpu().numpy()

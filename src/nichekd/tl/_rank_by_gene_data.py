@@ -54,7 +54,7 @@ class RankByGeneSettings:
     """
 
     n_out: int = 128
-    max_epochs: int = 20
+    max_epochs: int = 5
     min_steps: int = 1000
     batch_size: int = 256
     accumulate: int = 1

@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from nichekd._settings import settings as package_settings
-from nichekd._triplets import draw_triplets, gaps, order_agreement, unit_rows
+from nichekd._triplets import FEWEST, draw_triplets, gaps, order_agreement, unit_rows
 from nichekd.models._rank_by_gene import rank_by_gene_loss
 from nichekd.tl._batches import validation_part
 from nichekd.tl._loop import History, learning_rate_factor, make_fabric
@@ -42,7 +42,7 @@ def fit_rank_by_gene(
     """
     rng, everyone = np.random.default_rng(seed), np.arange(len(task.library))
     fitted, held_back = validation_part(task.xy, everyone, share=fit.validation, margin=fit.margin)
-    check = HeldBack(task, held_back, rng) if len(held_back) >= FEWEST_HELD_BACK else None
+    check = HeldBack(task, held_back, losses.scales, rng) if len(held_back) >= FEWEST_HELD_BACK else None
     run = _Run(network, task, losses, fitted if check else everyone, fit, rng, seed, device)
     if check:
         check.look(network, run.fabric.device)
@@ -64,13 +64,24 @@ def fit_rank_by_gene(
 
 
 class HeldBack:
-    """Training cells that do not teach: how well the teacher orders them, and its weights when it did best."""
+    """Training cells that do not teach: how well the teacher orders them, and its weights when it did best.
 
-    def __init__(self, task: Task, cells: NDArray[np.integer], rng: np.random.Generator) -> None:
+    Slides differ by stain and batch, so what orders the cells of all of them need not order those of one: triplets are
+    drawn on the scales that are trained, and the scales count alike.
+    """
+
+    def __init__(
+        self, task: Task, cells: NDArray[np.integer], scales: tuple[str, ...], rng: np.random.Generator
+    ) -> None:
         n = task.views.n_checked
         self.task, self.cells = task, np.sort(rng.choice(cells, n, replace=False)) if len(cells) > n else cells
-        self.triplets = draw_triplets(len(self.cells), N_TRIPLETS, rng)
-        self.wanted = gaps(unit_rows(task.target[self.cells]), self.triplets)
+        self.scales = []
+        for members in _members(task.library[self.cells], scales):
+            parts = []
+            for some in members:
+                triplets = draw_triplets(len(some), N_TRIPLETS // len(members), rng)
+                parts.append((some, triplets, gaps(unit_rows(task.target[self.cells[some]]), triplets)))
+            self.scales.append(parts)
         self.last = self.first = self.best = float("nan")
         self.best_state: dict[str, Tensor] = {}
 
@@ -82,15 +93,35 @@ class HeldBack:
         for part in np.array_split(self.cells, max(1, len(self.cells) // 256)):
             weak = self.task.views.plain(part)
             found.append(network.teacher(weak.to(device)).float().cpu())
-        self.last, _ = order_agreement(gaps(unit_rows(torch.cat(found).numpy()), self.triplets), self.wanted)
+        self.last = self._agreement(torch.cat(found).numpy())
         if not self.best_state:
             self.first = self.last
         if not self.best_state or self.last > self.best:
             self.best, self.best_state = self.last, copy.deepcopy(network.teacher.state_dict())
 
+    def _agreement(self, projections: NDArray[np.floating]) -> float:
+        """Mean over scales of the mean over their slides."""
+        of_scales = [
+            np.mean([order_agreement(gaps(unit_rows(projections[some]), t), wanted)[0] for some, t, wanted in parts])
+            for parts in self.scales
+        ]
+        return float(np.mean(of_scales))
+
     def entry(self) -> dict[str, float]:
         """For the history."""
         return {"validation_agreement": self.last}
+
+
+def _members(library: NDArray[np.int64], scales: tuple[str, ...]) -> list[list[NDArray[np.intp]]]:
+    """For each scale, the held-back cells among whom an order is asked; neighbors are cells of a slide here."""
+    found = []
+    slides = [np.flatnonzero(library == one) for one in np.unique(library)]
+    enough = [cells for cells in slides if len(cells) >= FEWEST]
+    if enough and set(scales) & {"neighborhood", "slide"}:
+        found.append(enough)
+    if "across" in scales or not found:
+        found.append([np.arange(len(library))])
+    return found
 
 
 class _Run:

@@ -171,12 +171,11 @@ def predict_together(
 ) -> NDArray[np.float32]:
     """As :func:`nichekd.tl._prediction.predict_logits`, each process a region of the tissue; all get all logits."""
     options["device"] = fabric.device
-    if fabric.world_size == 1:
+    n_cells = len(index.xy) if cells is None else len(cells)
+    if fabric.world_size == 1 or n_cells < fabric.world_size:
         return predict_logits(network, index, features, cells, **options)
-    cells = np.arange(len(index.xy)) if cells is None else cells
+    cells = np.arange(n_cells) if cells is None else cells
     order = prediction_order(index.xy[cells])
-    if len(cells) < fabric.world_size:
-        return predict_logits(network, index, features, cells, **options)
     mine = np.array_split(order, fabric.world_size)[fabric.global_rank]
     found = gathered(fabric, predict_logits(network, index, features, cells[mine], **options))
     logits = np.empty_like(found)
