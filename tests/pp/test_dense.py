@@ -82,7 +82,7 @@ def test_what_is_recorded(pixels):
     sdata = paired(pixels)
     nk.pp.histology_features(sdata, encoder=encoder(), crop_px=33, mode="dense")
     about = sdata["table"].uns["nichekd"]["features"]["X_pixels_dense"]
-    assert (about["mode"], about["stride_px"], about["n_features"]) == ("dense", 16, 6)
+    assert (about["mode"], about["stride_px"], about["n_features"]) == ("dense", 24, 6)  # five sevenths
     assert sdata["table"].uns["nichekd"]["use_rep"] == "X_pixels_dense"
 
 
@@ -128,7 +128,7 @@ def test_broken_off_and_taken_up_again(pixels, tmp_path):
     module.left = 10**9
     nk.pp.histology_features(broken, encoder=network, **run)
     assert broken["table"].obsm["X_pixels_dense"].compute().tobytes() == whole["table"].obsm["X_pixels_dense"].tobytes()
-    with pytest.raises(ValueError, match=r"mode is 'dense' in the store and 'crop' now.*stride_px is 16"):
+    with pytest.raises(ValueError, match=r"mode is 'dense' in the store and 'crop' now.*stride_px is 23"):
         nk.pp.histology_features(broken, encoder=network, **(run | {"mode": "crop"}))
 
 

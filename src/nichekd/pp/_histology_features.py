@@ -102,7 +102,7 @@ def histology_features(
         it, followed by its tile's features: twice as many numbers, at a fraction of the time, for models of timm; of a
         gene-aware encoder, what it reads off its map at the cell.
     stride_px
-        Distance of the tiles of ``mode="dense"``; half of ``crop_px`` if left out.
+        Distance of the tiles of ``mode="dense"``; five sevenths of ``crop_px`` if left out, 160 of 224.
     stain
         Bring the slide's colours to those of a fixed reference first: ``"macenko"`` :cite:`Macenko2009` by its two
         stains, ``"reinhard"`` :cite:`Reinhard2001` by mean and spread, both as found around 64 of the cells. ``None``

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from nichekd.pp._stain import Stain
 
 
+STRIDE = 5 / 7  # of a tile: 160 of 224 px, with which students were as good as with a crop a cell, at a twelfth of the time
+
+
 def make_reader(image: CellImage, crop_px: int, mpp: float | None, stain: Stain | None) -> CropReader:
     """Crops around the cells, in another stain where one is named."""
     reader = CropReader(image, crop_px=crop_px, mpp=mpp)
@@ -40,7 +43,7 @@ def make_plan(
     if mode not in {"crop", "dense"}:
         raise ValueError(f"mode={mode!r}; choose 'crop' or 'dense'.")
     if mode == "dense":
-        stride = max(1, reader.crop_px // 2) if stride_px is None else stride_px
+        stride = max(1, round(STRIDE * reader.crop_px)) if stride_px is None else stride_px
         return DensePlan(reader, encoder, stride, batch_size=batch_size, num_workers=num_workers)
     if stride_px is not None:
         raise ValueError(f"stride_px={stride_px} is the distance of tiles; it goes with mode='dense'.")
