@@ -52,6 +52,8 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "transformer instead of pooling": {"preset": "small"},
     "no components left out (feature_dropout=0)": {"fit": FitSettings(feature_dropout=0.0)},
     "no turned neighborhoods (rotate=False)": {"fit": FitSettings(rotate=False)},
+    "batches of blocks of 8 cells, not 32": {"fit": FitSettings(block_cells=8)},
+    "batches of random cells": {"fit": FitSettings(block_cells=1)},
     "no positional encoding": {"sizes": {"n_frequencies": 0}},
 }
 WIDER = (1.5, 2.0)  # times the teacher's radius

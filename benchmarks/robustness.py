@@ -49,7 +49,10 @@ def variant(
     """The cells on their image, with one thing changed."""
     shift = offset_um * np.array([np.cos(ANGLE), np.sin(ANGLE)])
     affine = np.array([[MPP, 0, shift[0]], [0, MPP, shift[1]]])
-    sdata = nk.io.paired(adata.copy(), image, affine=affine)
+    inside = (adata.obsm["spatial"] >= shift).all(
+        axis=1
+    )  # a few cells at the edge of the section have no image any more
+    sdata = nk.io.paired(adata[inside].copy(), image, affine=affine)
     nk.pp.split(sdata, test_strip=test_strip)
     nk.pp.neighborhoods(sdata, radius=nk.pp.estimate_radius(sdata, n_neighbors=n_neighbors))
     return sdata

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from nichekd.pp._stain import Stain
 
 
-STRIDE = 5 / 7  # of a tile: 160 of 224 px, with which students were as good as with a crop a cell, at a twelfth of the time
+STRIDE = (
+    5 / 7
+)  # of a tile: 160 of 224 px, with which students were as good as with a crop a cell, at a twelfth of the time
 
 
 def make_reader(image: CellImage, crop_px: int, mpp: float | None, stain: Stain | None) -> CropReader:

@@ -17,7 +17,12 @@ ENOUGH_TO_HOLD_BACK = 10_000  # training cells; sections of fewer need them all 
 
 
 def spatial_batches(
-    xy: NDArray[np.floating], cells: NDArray[np.integer], batch_size: int, rng: np.random.Generator
+    xy: NDArray[np.floating],
+    cells: NDArray[np.integer],
+    batch_size: int,
+    rng: np.random.Generator,
+    *,
+    block_cells: int = CELLS_PER_BLOCK,
 ) -> Iterator[NDArray[np.integer]]:
     """One epoch: batches of small spatial blocks from all over the tissue.
 
@@ -34,13 +39,15 @@ def spatial_batches(
         Cells in a batch; the last ones may be a few more or fewer.
     rng
         Source of the grid's place and of the order.
+    block_cells
+        Cells of a block, on average; 1 makes batches of random cells.
     """
     here = xy[cells]
     area = float(np.prod(np.maximum(np.ptp(here, axis=0), 1e-9)))
-    side = np.sqrt(CELLS_PER_BLOCK * area / len(cells))
+    side = np.sqrt(block_cells * area / len(cells))
     block = np.floor((here + rng.uniform(0, side, 2)) / side).astype(np.int64)
     _, block_id = np.unique(block, axis=0, return_inverse=True)
-    block_id = block_id.ravel()
+    block_id = block_id.ravel() if block_cells > 1 else np.arange(len(cells))
     shuffled = rng.permutation(block_id.max() + 1)[block_id] + rng.random(len(cells))
     n_batches = max(1, round(len(cells) / batch_size))
     batches = np.array_split(cells[np.argsort(shuffled)], n_batches)

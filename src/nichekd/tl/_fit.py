@@ -146,7 +146,7 @@ class _Run:
         for epoch in tqdm(range(total), desc=name, unit="epoch", disable=self.is_silent):
             self.student.train()
             losses = []
-            for cells in spatial_batches(self.index.xy, train, fit.batch_size, rng):
+            for cells in spatial_batches(self.index.xy, train, fit.batch_size, rng, block_cells=fit.block_cells):
                 loss = self.loss(network, cells, generator)
                 optimizer.zero_grad(set_to_none=True)
                 self.fabric.backward(loss)

@@ -11,6 +11,9 @@ class FitSettings:
     ----------
     max_epochs, batch_size
         Passes over the training cells at most, and cells a step.
+    block_cells
+        Cells of a batch that lie side by side, and share their neighbors: fewer cost more and may teach a little better;
+        1 takes random cells.
     min_steps
         Steps at least before it may stop: a small section has few in an epoch.
     learning_rate, weight_decay, clip, warmup
@@ -31,6 +34,7 @@ class FitSettings:
 
     max_epochs: int = 24
     batch_size: int = 256
+    block_cells: int = 32
     min_steps: int = 300
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
