@@ -140,3 +140,19 @@ def test_bad_input():
     adata.obsm["X_image"][0] = np.inf
     with pytest.raises(ValueError, match="NaN or infinite"):
         predict(adata)
+
+
+def test_parts_of_the_rows_make_no_difference(monkeypatch):
+    """Sums over cells, part by part: features far from 0 keep their digits."""
+    from nichekd.tl import _ridge
+
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(300, 6)) + 1000 * np.arange(6)
+    targets = (features[:, :2] - features[:, :2].mean(0)) @ rng.normal(size=(2, 3)) + rng.normal(size=(300, 3))
+    groups = np.arange(300) % 4 - 1
+    found = []
+    for block in (7, 10_000):
+        monkeypatch.setattr(_ridge, "BLOCK", block)
+        found.append(_ridge.GroupedRidge(features, targets, groups).predict(np.flatnonzero(groups < 0), [0, 1, 2]))
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+    assert np.corrcoef(found[0][:, 0], targets[groups < 0, 0])[0, 1] > 0.5
