@@ -68,7 +68,7 @@ def one_line(err: str) -> str:
         (["absurd.ome.tif"], "353 µm per pixel"),
         (["slide.ome.tif", "--mpp", 40], "--mpp is 40 µm per pixel"),
         (["slide.ome.tif", "--mpp", -1], "--mpp is -1 µm per pixel"),
-        (["glass.ome.tif"], "shows no tissue"),
+        (["glass.ome.tif"], "a label of the slide? Nuclei found elsewhere come in by --nuclei."),
         (["pink.ome.tif"], "No nuclei in"),
         (["slide.ome.tif", "slide.ome.tif"], "is a slide itself"),
         (["slide.ome.tif", "--use-rep", "X_color"], "has no cells yet"),
@@ -130,11 +130,22 @@ def test_where_results_can_not_go(clinic, nichekd, tmp_path):
     call = ["--quiet", "predict", clinic.slide, "--student", clinic.student, "--out"]
     (tmp_path / "file").write_text("mine")
     assert "is a file; name a folder" in nichekd(*call, tmp_path / "file").err
+    assert "file is a file, which can hold no folder" in one_line(nichekd(*call, tmp_path / "file" / "out").err)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text("{")
     result = nichekd(*call, tmp_path / "out")
     assert result.code == 2
     assert "run.json is damaged" in one_line(result.err)
+
+
+def test_brought_nuclei_are_not_written_over(clinic, nichekd, tmp_path):
+    mine = tmp_path / "niches.geojson"
+    mine.write_text(json.dumps([REGION]))
+    call = ["--quiet", "predict", clinic.slide, "--student", clinic.student, "--nuclei", mine, "--overwrite", "--out"]
+    result = nichekd(*call, tmp_path)
+    assert result.code == 2
+    assert "would take the place of the input" in one_line(result.err)
+    assert json.loads(mine.read_text()) == [REGION]
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "features"])

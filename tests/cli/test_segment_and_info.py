@@ -95,7 +95,7 @@ def facts(result) -> dict[str, str]:
 def test_info_on_a_slide(clinic, nichekd, slide_writer, tmp_path):
     height, width, _ = clinic.rgb.shape
     found = facts(nichekd("info", clinic.slide))
-    assert found["what"] == "slide, OME-TIFF, tiles of 256 × 256 px, none"
+    assert found["what"] == "slide, OME-TIFF, tiles of 256 × 256 px, uncompressed"
     assert found["size"].startswith(f"{width:,} × {height:,} px, {width / 2000:.2f} × {height / 2000:.2f} mm")
     assert found["µm per pixel"] == "0.5"
     assert found["levels"].startswith("2; ")
@@ -151,8 +151,11 @@ def test_info_on_results(finished, nichekd, tmp_path):
         "niches niche",
     ):
         assert word in said
-    spatialdata.read_zarr(finished.out / "result.zarr")["table"].write_h5ad(tmp_path / "cells.h5ad")
+    adata = spatialdata.read_zarr(finished.out / "result.zarr")["table"]
+    adata.uns["nichekd"]["predict_niches"]["warnings"] = ["Another stain.", "Another tissue."]  # an array, once read
+    adata.write_h5ad(tmp_path / "cells.h5ad")
     table = facts(nichekd("info", tmp_path / "cells.h5ad"))
+    assert table["warnings"] == "Another stain. Another tissue."
     assert table["what"] == "AnnData table"
     assert table["niches niche"].startswith("3: 0 ")
 

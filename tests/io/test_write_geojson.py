@@ -206,6 +206,8 @@ def test_geojson_that_is_not_polygons(tmp_path):
         ('"polygons"', "not GeoJSON: it holds no list of features"),
         ('{"type": "FeatureCollection", "features": []}', "holds no feature"),
         ('{"type": "FeatureCollection"}', "holds no list of features"),
+        ('[{"type": "Feature", "geometry": "POINT (1 2)"}]', "a feature whose geometry is no object"),
+        ('[{"type": "Feature", "geometry": null, "properties": ["tumour"]}]', "whose properties is no object"),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}', "a polygon that is none"),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [2, 2], [0, 0]]]}', "1 polygons without an area"),
     ],

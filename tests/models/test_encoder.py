@@ -11,7 +11,7 @@ from torch import nn
 
 import nichekd as nk
 from nichekd.models import _architectures
-from nichekd.models._encoder_registry import _ENCODERS
+from nichekd.models._encoder_registry import _ENCODERS, _IN_USE, remember_encoder
 from nichekd.models._precision import resolve_device, resolve_precision
 
 CPU = torch.device("cpu")
@@ -40,6 +40,7 @@ def small_cnn(seed=0):
 def clean_registry(monkeypatch):
     nk.models.get_encoder("color")  # ours are registered
     monkeypatch.setattr("nichekd.models._encoder_registry._ENCODERS", dict(_ENCODERS))
+    monkeypatch.setattr("nichekd.models._encoder_registry._IN_USE", set(_IN_USE))
     monkeypatch.setattr(_architectures, "_ARCHITECTURES", dict(_architectures._ARCHITECTURES))
 
 
@@ -214,6 +215,15 @@ def test_register(clean_registry):
         nk.models.register_encoder("mean", lambda weights: None)
     nk.models.register_encoder("mean", lambda weights: "other", overwrite=True)
     assert nk.models.get_encoder("mean") == "other"
+
+
+def test_a_registered_name_is_not_taken_by_an_encoder_in_use(clean_registry):
+    used, again = (nk.models.Encoder("mean", MeanColour()) for _ in range(2))
+    remember_encoder(used)
+    assert nk.models.get_encoder("mean") is used
+    nk.models.register_encoder("mean", lambda weights: "registered", overwrite=True)
+    remember_encoder(again)
+    assert nk.models.get_encoder("mean") == "registered"
 
 
 def test_save_and_load(tmp_path, clean_registry):

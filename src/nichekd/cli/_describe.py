@@ -90,7 +90,8 @@ def _format_of(path: Path) -> str:
             page = tiff.pages.first
             kind = "OME-TIFF" if tiff.is_ome else "Aperio TIFF" if tiff.is_svs else "TIFF"
             tiles = f"tiles of {page.tilewidth} × {page.tilelength} px" if page.is_tiled else "not tiled"
-            return f"{kind}, {tiles}, {COMPRESSION(page.compression).name.lower()}"
+            packed = COMPRESSION(page.compression).name.lower()
+            return f"{kind}, {tiles}, {'uncompressed' if packed == 'none' else packed}"
     except TiffFileError:
         return f"{OpenSlide.detect_format(path)}, read by OpenSlide"
 
@@ -210,7 +211,8 @@ def _describe_table(adata: AnnData) -> Facts:
         if (column == Keys.NICHE or column.startswith(f"{Keys.NICHE}_")) and adata.obs[column].dtype == "category":
             counts = adata.obs[column].value_counts(sort=False)
             facts[f"niches {column}"] = f"{len(counts)}: " + ", ".join(f"{name} {n:,}" for name, n in counts.items())
-    if written := known.get("predict_niches", {}).get("warnings"):
+    written = known.get("predict_niches", {}).get("warnings")
+    if written is not None and len(written):  # a list, or an array where it was read from a file
         facts["warnings"] = " ".join(map(str, written))
     return facts
 

@@ -46,6 +46,11 @@ class Asked:
     overwrite: bool
 
     @property
+    def files(self) -> list[Path | None]:
+        """Inputs that no result may take the place of."""
+        return [self.data, self.image, self.nuclei, self.weights]
+
+    @property
     def command(self) -> str:
         """As it is typed."""
         options = {
@@ -64,7 +69,7 @@ def to_file(asked: Asked) -> int:
     """The result alone, a .zarr or an .h5ad; returns the number of cells."""
     from nichekd._resolve import get_table
 
-    _data.check_free([asked.out], overwrite=asked.overwrite, inputs=[asked.data, asked.image])
+    _data.check_free([asked.out], overwrite=asked.overwrite, inputs=asked.files)
     student, cells, encoder = _read(asked)
     _data.check_out(asked.out, cells)
     find_nuclei(cells, asked.nuclei, device=asked.device, table_key=asked.table_key)
@@ -80,7 +85,7 @@ def to_folder(asked: Asked) -> int:
     from nichekd._resolve import get_table
 
     folder = RunFolder(asked.out)
-    _data.check_free([asked.out / name for name in RESULTS], overwrite=True, inputs=[asked.data, asked.image])
+    _data.check_free([asked.out / name for name in RESULTS], overwrite=True, inputs=asked.files)
     folder.check_free(overwrite=asked.overwrite)
     with _collected() as said:
         student, cells, encoder = _read(asked)

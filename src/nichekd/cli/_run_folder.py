@@ -58,6 +58,10 @@ class RunFolder:
         """
         if self.path.is_file():
             raise NotADirectoryError(f"--out {self.path} is a file; name a folder, or an ending: .zarr or .h5ad.")
+        if files := [parent for parent in self.path.parents if parent.is_file()]:
+            raise NotADirectoryError(
+                f"--out {self.path}: {files[0]} is a file, which can hold no folder. Name another."
+            )
         here = {path.name for path in self.work.iterdir()} if self.work.is_dir() else set()
         if others := here - {LOCK, f"{RUN}.new"} if RUN not in here else here - {LOCK, RUN, *UNFINISHED}:
             raise FileExistsError(

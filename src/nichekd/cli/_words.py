@@ -13,6 +13,7 @@ WORDS = {
     "nk.io.slide(path, mpp=...)": "--mpp",
     "nk.io.paired(adata, image, mpp=...), or affine= from pixels to µm": "--mpp",
     "nuclei=nk.pp.NucleusSettings(faint=0.2)": "nichekd segment --faint 0.2",
+    "Name another by image_key=; nuclei": "Nuclei",
     "mpp=": "--mpp",
     "shapes=": "--nuclei",
     "method=": "--method ",

@@ -83,6 +83,9 @@ def _features(content: Any, path: Path) -> list[dict[str, Any]]:
         content = [content if content.get("type") == "Feature" else {"geometry": content}]
     if not isinstance(content, list) or not all(isinstance(feature, dict) for feature in content):
         raise ValueError(f"{path} is JSON, but not GeoJSON: it holds no list of features.")
+    for name in ("geometry", "properties"):
+        if not all(isinstance(feature.get(name) or {}, dict) for feature in content):
+            raise ValueError(f"{path} is JSON, but not GeoJSON: it holds a feature whose {name} is no object.")
     return content
 
 

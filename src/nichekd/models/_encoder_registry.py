@@ -55,6 +55,7 @@ def register_encoder(
     if not overwrite and _ENCODERS.get(name, factory) is not factory:
         raise ValueError(f"There is an encoder {name!r} already; choose another name, or overwrite=True.")
     _ENCODERS[name] = factory
+    _IN_USE.discard(name)
     return factory
 
 
