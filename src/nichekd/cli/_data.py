@@ -134,15 +134,25 @@ def check_free(paths: Sequence[Path], *, overwrite: bool, inputs: Sequence[Path 
 
 
 def write(data: AnnData | SpatialData, path: Path, *, table_key: str = "table") -> None:
-    """Write a ``SpatialData`` to a .zarr folder, or a table alone to an .h5ad file, in place of what is there."""
+    """Write a ``SpatialData`` to a .zarr folder, or a table alone to an .h5ad file, in place of what is there.
+
+    What is there goes when the new one is complete: a full disk costs the new one only.
+    """
     from nichekd._resolve import get_table
 
-    remove(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == H5AD:
-        get_table(data, table_key).write_h5ad(path)
-    else:
-        data.write(path)
+    new = path.with_name(f"{path.stem}.new{path.suffix}")
+    remove(new)
+    try:
+        if path.suffix == H5AD:
+            get_table(data, table_key).write_h5ad(new)
+        else:
+            data.write(new)
+    except BaseException:
+        remove(new)
+        raise
+    remove(path)
+    new.rename(path)
 
 
 def remove(path: Path) -> None:
