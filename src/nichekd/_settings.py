@@ -19,3 +19,9 @@ class Settings(BaseSettings):
 
 
 settings = Settings()
+
+
+def accelerator_and_devices(device: str | None = None) -> tuple[str, list[int] | int]:
+    """Lightning's two arguments for ``device`` (``None``: ``nk.settings.device``), which may name one of several."""
+    accelerator, _, number = (device or settings.device).partition(":")
+    return accelerator, [int(number)] if number else 1

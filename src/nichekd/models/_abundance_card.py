@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nichekd.models._card_features import crop_of, derivative_note, license_id
+from nichekd.models._card_features import common_facts
 
 if TYPE_CHECKING:
     from nichekd.models._abundance_model import AbundanceConfig
@@ -52,19 +52,12 @@ its abundances is that of the training data.
 
 def abundance_card(config: AbundanceConfig) -> str:
     """Markdown with the hub's YAML header."""
-    features = config.features
-    encoder = str(features.get("encoder", "not recorded"))
     lora = config.lora
     adapters = "none" if lora is None else f"rank {lora.r}, in the last {lora.blocks} blocks"
     return TEMPLATE.format(
-        license_id=license_id(features),
         n_types=len(config.types),
         names=", ".join(config.types),
-        encoder=encoder,
-        encoder_license=str(features.get("license", "not recorded")),
         lora=adapters,
-        crop=crop_of(features),
         n_genes=len(config.genes) or "none",
-        training=", ".join(f"{name}: {value}" for name, value in config.training.items()) or "not recorded",
-        derivative=derivative_note(features),
+        **common_facts(config.features, config.training),
     )

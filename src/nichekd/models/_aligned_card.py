@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nichekd.models._card_features import crop_of, derivative_note, license_id
+from nichekd.models._card_features import common_facts
 
 if TYPE_CHECKING:
     from nichekd.models._aligned_encoder import AlignedConfig
@@ -49,14 +49,4 @@ For research only; not for diagnosis. It knows the tissue, stain and scanner it 
 
 def aligned_card(config: AlignedConfig) -> str:
     """Markdown with the hub's YAML header."""
-    features = config.features
-    license_name = str(features.get("license", "not recorded"))
-    return TEMPLATE.format(
-        license_id=license_id(features),
-        encoder=features.get("encoder", "not recorded"),
-        encoder_license=license_name,
-        crop=crop_of(features),
-        n_genes=len(config.genes),
-        training=", ".join(f"{name}: {value}" for name, value in config.training.items()) or "not recorded",
-        derivative=derivative_note(features),
-    )
+    return TEMPLATE.format(n_genes=len(config.genes), **common_facts(config.features, config.training))

@@ -46,3 +46,15 @@ def crop_of(features: Mapping[str, Any]) -> str:
     if features.get("mode") == "dense":
         crop += f", read off tiles {features.get('stride_px')} px apart"
     return f"{crop}, stain normalised by {features['stain']}" if features.get("stain") else crop
+
+
+def common_facts(features: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, str]:
+    """What the cards of all models but students tell alike, by the names in their templates."""
+    return {
+        "license_id": license_id(features),
+        "encoder": str(features.get("encoder", "not recorded")),
+        "encoder_license": str(features.get("license", "not recorded")),
+        "crop": crop_of(features),
+        "training": ", ".join(f"{name}: {value}" for name, value in training.items()) or "not recorded",
+        "derivative": derivative_note(features),
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nichekd.models._card_features import crop_of, derivative_note, license_id
+from nichekd.models._card_features import common_facts
 
 if TYPE_CHECKING:
     from nichekd.models._attention_mil import SlideClassifierConfig
@@ -39,13 +39,4 @@ what it looked at, not why.
 
 def slides_card(config: SlideClassifierConfig) -> str:
     """Markdown with the hub's YAML header."""
-    features = config.features
-    return TEMPLATE.format(
-        license_id=license_id(features),
-        classes=" or ".join(config.classes),
-        encoder=features.get("encoder", "not recorded"),
-        encoder_license=features.get("license", "not recorded"),
-        crop=crop_of(features),
-        training=", ".join(f"{name}: {value}" for name, value in config.training.items()) or "not recorded",
-        derivative=derivative_note(features),
-    )
+    return TEMPLATE.format(classes=" or ".join(config.classes), **common_facts(config.features, config.training))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from nichekd._settings import settings
+from nichekd._settings import accelerator_and_devices, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,7 @@ def fit(
     patience = max(3, epochs // 12)
     parts = held_out_parts(table.n_obs, batch_size, seed)
     log.info("scVI: %d training cells, %d genes, at most %d epochs", table.n_obs, table.n_vars, epochs)
-    accelerator, _, number = settings.device.partition(":")
+    accelerator, devices = accelerator_and_devices()
     with quiet(), random_state_kept(seed), few_threads(table.n_vars):
         from lightning.pytorch.callbacks import EarlyStopping
         from scvi.model import SCVI
@@ -67,7 +67,7 @@ def fit(
             max_epochs=epochs,
             batch_size=batch_size,
             accelerator=accelerator,
-            devices=[int(number)] if number else 1,
+            devices=devices,
             datasplitter_kwargs={"external_indexing": parts},
             plan_kwargs={
                 "n_epochs_kl_warmup": max(1, epochs // 4),

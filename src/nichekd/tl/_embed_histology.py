@@ -9,6 +9,7 @@ import numpy as np
 from nichekd._keys import Keys
 from nichekd._record import notes, record
 from nichekd._resolve import get_table, working_copy
+from nichekd.tl._student_inputs import ALIGNED
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -85,7 +86,7 @@ def embed_histology(
     adata.obsm[key_added] = _embed(model, features, device)
     about = notes(adata).setdefault(Keys.FEATURES, {}).get(use_rep, {})
     notes(adata)[Keys.FEATURES][key_added] = {
-        **about, "encoder": "rank_by_gene", "fingerprint": model.fingerprint, "n_features": config.n_out,
+        **about, "encoder": ALIGNED, "fingerprint": model.fingerprint, "n_features": config.n_out,
         "made_of": use_rep,
     }  # fmt: skip
     record(adata, "embed_histology", seconds=time.perf_counter() - started, use_rep=use_rep, key_added=key_added)

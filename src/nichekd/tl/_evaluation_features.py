@@ -11,6 +11,7 @@ from nichekd._settings import settings
 from nichekd.tl._evaluation_folder import EvaluationFolder, cells_of, features_made_of
 from nichekd.tl._evaluation_methods import COLOR, EXPRESSION, FROZEN, GENE_AWARE, RANDOM, SHUFFLED
 from nichekd.tl._inputs import image_rep, neighborhood_index
+from nichekd.tl._student_inputs import ALIGNED
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FEATURES, ENCODER = "features", "encoder"  # in the folder
-TRAINED = ("gene_aware", "rank_by_gene")  # encoders that have seen genes: not the frozen one, though written last
+TRAINED = (GENE_AWARE, ALIGNED)  # encoders that have seen genes: not the frozen one, though written last
 FLOORS = (COLOR, RANDOM)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +71,10 @@ class CropSampler:
         self.tree = cKDTree(task.xy_px[cells])
         self.reach = task.reader.crop_px / 2 - EDGE_PX
 
-        self.n_shown = self._shown(np.random.default_rng(0))
+    @cached_property
+    def n_shown(self) -> float:
+        """Cells that a crop shows on average."""
+        return self._shown(np.random.default_rng(0))
 
     @property
     def n_covering(self) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nichekd._settings import settings as package_settings
+from nichekd._settings import accelerator_and_devices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,12 +85,10 @@ def new_fabric(device: str | None = None, **options: Any) -> Fabric:
     """Fabric on ``device`` (an accelerator, or one of several, ``"cuda:1"``; None: ``nk.settings.device``)."""
     from lightning.fabric import Fabric
 
-    accelerator, _, number = (device or package_settings.device).partition(":")
-    options = {"devices": 1} | options
-    if number and options["devices"] == 1:
-        options["devices"] = [int(number)]
+    accelerator, one = accelerator_and_devices(device)
+    devices = options.pop("devices", 1)
     with quietly():
-        return Fabric(accelerator=accelerator, **options)
+        return Fabric(accelerator=accelerator, devices=one if devices == 1 else devices, **options)
 
 
 def make_fabric(device: str | None = None, **options: Any) -> Fabric:
