@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,6 +48,34 @@ def test_strips_by_hand(adata):
     expected[(np.abs(y - 100) <= 10) | (np.abs(y - 200) <= 10)] = "buffer"
     assert adata.obs["split"].tolist() == expected.tolist()
     assert adata.obs["split"].cat.categories.tolist() == ["train", "test", "buffer"]
+
+
+def test_every_section_has_strips_of_its_own(adata):
+    low = adata[:300].copy()
+    low.obsm["spatial"] = low.obsm["spatial"] * [1, 0.5] + [0, 1_000]  # other places, half as high
+    both = anndata.concat({"a": adata, "b": low}, label="slide", index_unique="-")
+    nk.pp.split(both, crop_px=40, mpp=MPP, library_key="slide")
+    nk.pp.split(adata, crop_px=40, mpp=MPP)
+    nk.pp.split(low, crop_px=40, mpp=MPP)
+    assert both.obs["split"].tolist() == [*adata.obs["split"], *low.obs["split"]]
+    boundaries = both.uns["nichekd"]["split"]["boundaries_um"]
+    np.testing.assert_allclose(boundaries[0], adata.uns["nichekd"]["split"]["boundaries_um"])
+    np.testing.assert_allclose(boundaries[1], low.uns["nichekd"]["split"]["boundaries_um"])
+    assert both.uns["nichekd"]["split"]["min_distance_px"] >= 40
+
+
+def test_sections_at_the_same_place_do_not_meet(adata):
+    both = anndata.concat({"a": adata, "b": adata}, label="slide", index_unique="-")
+    both.obsm["spatial"][len(adata) :, 1] *= -1  # mirrored: the test strip of one lies where the other one trains
+    nk.pp.split(both, crop_px=40, mpp=MPP, library_key="slide")
+    a = both[both.obs["slide"] == "a"]
+    nk.pp.split(adata, crop_px=40, mpp=MPP)
+    assert a.obs["split"].tolist() == adata.obs["split"].tolist()
+
+
+def test_unknown_section_column(adata):
+    with pytest.raises(KeyError, match=r"obs\['slide'\] is missing"):
+        nk.pp.split(adata, crop_px=0, library_key="slide")
 
 
 @pytest.mark.parametrize(("test_strip", "boundaries"), [(0, [100]), (1, [100, 200]), (3, [300])])

@@ -10,9 +10,10 @@ import pandas as pd
 from nichekd._image import get_image, has_image
 from nichekd._keys import Keys, Split
 from nichekd._record import record
-from nichekd._resolve import centres_um, get_table, working_copy
+from nichekd._resolve import get_table, working_copy
 from nichekd._units import check_mpp, warn_if_pixels
 from nichekd.pp._before_split import warn_of_older
+from nichekd.pp._libraries import centres_by_library
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,6 +31,7 @@ def split(
     crop_px: int = 224,
     mpp: float | None = None,
     image_key: str | None = None,
+    library_key: str | None = None,
     key_added: str = Keys.SPLIT,
     table_key: str = "table",
     copy: bool = False,
@@ -56,6 +58,9 @@ def split(
         µm per pixel, for data without an image; with one, it has to agree with the image's.
     image_key
         Name of the image, if there are several.
+    library_key
+        Column of ``obs`` that tells sections apart, each of which is cut into strips of its own. Without an image,
+        every section has coordinates of its own; with one, they lie on it together.
     key_added
         Column to write.
     table_key
@@ -73,12 +78,12 @@ def split(
     Raises
     ------
     KeyError
-        If the table, the image or ``obsm["spatial"]`` is missing.
+        If the table, the image, ``obsm["spatial"]`` or ``library_key`` is missing.
     TypeError
         If ``n_strips``, ``test_strip`` or ``crop_px`` is not a whole number.
     ValueError
         If there are fewer than two strips, or no such strip; if crops are asked for and µm per pixel is not known; if
-        no training or no test cell is left; or whatever is wrong with the centres or the image.
+        no training or no test cell is left; if a cell has no section; or whatever is wrong with the centres or the image.
 
     Warns
     -----
@@ -105,12 +110,10 @@ def split(
         )
     data = working_copy(data, copy)
     adata = get_table(data, table_key)
-    xy = centres_um(adata)
-    centre_px, mpp = _centre_px(data, adata, xy, crop_px, mpp, image_key)
-    strip, boundaries = _strips(xy[:, 1], n_strips, test_strip)
-    labels, buffer_um, min_distance_px = _label(
-        strip == test_strip, _distance_to(boundaries, xy[:, 1]), centre_px, crop_px, mpp
-    )
+    xy, library = centres_by_library(adata, library_key)
+    centre_px, mpp = _centre_px(data, adata, xy, library, crop_px, mpp, image_key)
+    is_test, distance_um, boundaries = _strips(xy[:, 1], library, n_strips, test_strip)
+    labels, buffer_um, min_distance_px = _label(is_test, distance_um, centre_px, crop_px, mpp)
 
     warn_of_older(adata, labels, key_added)
     adata.obs[key_added] = pd.Categorical(labels, categories=list(Split.ALL))
@@ -123,6 +126,7 @@ def split(
         test_strip=test_strip,
         crop_px=crop_px,
         mpp=mpp,
+        library_key=library_key,
         key_added=key_added,
         boundaries_um=boundaries,
         buffer_um=buffer_um,
@@ -150,12 +154,13 @@ def _centre_px(
     data: AnnData | SpatialData,
     adata: AnnData,
     xy: NDArray[np.float64],
+    library: NDArray[np.int64],
     crop_px: int,
     mpp: float | None,
     image_key: str | None,
 ) -> tuple[NDArray[np.int64], float | None]:
     """Centre pixel of each cell's crop, (n, 2), and µm per pixel; (0, 2) and ``None`` where no crops are asked for."""
-    if not has_image(data):
+    if not has_image(data) and not library.any():
         warn_if_pixels(xy)
     if crop_px == 0:
         return np.empty((0, 2), dtype=np.int64), mpp
@@ -167,25 +172,35 @@ def _centre_px(
             f"Crops of {crop_px} px need the image's µm per pixel, and there is no image. Hand in mpp=, or a "
             "SpatialData with the image (nk.io.paired); or crop_px=0 if no crops will be made."
         )
-    return np.floor(xy / check_mpp(mpp, "mpp=")).astype(np.int64), float(mpp)
+    centre_px = np.floor(xy / check_mpp(mpp, "mpp=")).astype(np.int64)
+    centre_px[:, 0] += library * (np.ptp(centre_px[:, 0]) + crop_px) if len(xy) else 0  # images of their own: far apart
+    return centre_px, float(mpp)
 
 
-def _strips(y: NDArray[np.float64], n_strips: int, test_strip: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Strip of each cell, (n,), and the boundaries between the test strip and training ones, µm."""
+def _strips(
+    y: NDArray[np.float64], library: NDArray[np.int64], n_strips: int, test_strip: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Who is in the test strip, (n,), how far from its nearest boundary, (n,), and the boundaries, µm.
+
+    Boundaries with training strips: one or two, (b,), or as many of each library, (libraries, b).
+    """
     if not len(y):
         raise ValueError("The table has no cells, so there is nothing to split. Run nk.pp.segment_nuclei, or check it.")
-    low, high = float(y.min()), float(y.max())
-    edges = np.linspace(low, high, n_strips + 1)
-    if not high > low:
-        raise ValueError(f"All {len(y):,} cells have y = {low:g} µm: there are no strips to cut.")
-    strip = np.clip(np.searchsorted(edges, y, side="right") - 1, 0, n_strips - 1)
-    inner = [edges[i] for i in (test_strip, test_strip + 1) if 0 < i < n_strips]
-    return strip, np.asarray(inner)
-
-
-def _distance_to(boundaries: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance of each cell from the nearest boundary, (n,), µm."""
-    return np.abs(y[:, None] - boundaries).min(axis=1)
+    inner = [i for i in (test_strip, test_strip + 1) if 0 < i < n_strips]
+    is_test, boundaries = np.zeros(len(y), dtype=bool), []
+    for one in range(library.max() + 1):
+        here = y[library == one]
+        low, high = float(here.min()), float(here.max())
+        if not high > low:
+            section = " of a section" if library.any() else ""
+            raise ValueError(f"All {len(here):,} cells{section} have y = {low:g} µm: there are no strips to cut.")
+        edges = np.linspace(low, high, n_strips + 1)
+        strip = np.clip(np.searchsorted(edges, here, side="right") - 1, 0, n_strips - 1)
+        is_test[library == one] = strip == test_strip
+        boundaries.append(edges[inner])
+    of_all = np.array(boundaries)
+    distance = np.abs(y[:, None] - of_all[library]).min(axis=1)
+    return is_test, distance, of_all[0] if len(of_all) == 1 else of_all
 
 
 def _label(
