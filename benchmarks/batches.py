@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("section", type=Path)
     parser.add_argument("--encoder", default="efficientnet_lite0")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=nk.tl.FitSettings().max_epochs, help="of a student at most")
+    parser.add_argument("--epochs", type=int, default=24, help="of a student at most")
     parser.add_argument("--store", type=Path, help="folder of the features, to keep them")
     parser.add_argument("--out", type=Path, default=FILE)
     options = parser.parse_args()

@@ -2,8 +2,10 @@
 
     python benchmarks/crops.py --data ../shared/data/pancreas/section
 
-1. Reading: crops of 224 px from the tiled JPEG OME-TIFF, as uint8. Both get the cells in the order of our curve, so
-   that the peer, too, finds what it reads next to what it read last; that both read the same pixels is checked.
+1. Reading: crops of 224 px, as uint8, from the tiled JPEG OME-TIFF, or from another file of the same image
+   (--image he.svs, he.zarr). The peer gets the first cells in the order of our curve, so that it, too, finds what it
+   reads next to what it read last; that both read the same pixels, up to one row and column by which the peer rounds
+   otherwise, is checked.
 2. Encoding: cells from the file to float16 features (all of nk.pp.histology_features but the set-up), against the bare
    encoder on random batches that lie in memory. The share is the latter's time over the former's: 1 is an encoder
    that never waits.
@@ -39,14 +41,14 @@ def timed(work) -> dict[str, float]:
     return {"n_crops": n, "crops_per_s": n / wall, "crops_per_cpu_s": n / cpu}
 
 
-def load(folder: Path | None):
+def load(folder: Path | None, image: Path | None):
     import anndata as ad
 
     import nichekd as nk
 
     if folder is None:
         return nk.datasets.pancreas()
-    return nk.io.paired(ad.read_h5ad(folder / "cells.h5ad"), folder / "he.ome.tif", mpp=0.274)
+    return nk.io.paired(ad.read_h5ad(folder / "cells.h5ad"), image or folder / "he.ome.tif", mpp=0.274)
 
 
 def peer(sdata, image, rows: np.ndarray):
@@ -90,16 +92,32 @@ def compare_reading(sdata, image, n_peer: int, n_ours: int, n_runs: int) -> dict
         for name, work in (("spatialdata", theirs), ("nichekd", ours)):
             runs[name].append(timed(work))
             print(f"{name:12} {runs[name][-1]}", file=sys.stderr, flush=True)
-    return {"runs": runs, "median_difference": difference(tiles, image, rows)} | summary(runs, "spatialdata", "nichekd")
+    return {"runs": runs, "peer_lies_beside_px": shifts(tiles, image, rows)} | summary(runs, "spatialdata", "nichekd")
 
 
-def difference(tiles, image, rows: np.ndarray) -> float:
-    """Median grey difference of a few crops; the peer may round the corner to another pixel."""
+def shifts(tiles, image, rows: np.ndarray) -> list[list[int]]:
+    """Rows and columns by which the peer's first crops lie beside ours: it may round a corner to another pixel.
+
+    Raises
+    ------
+    RuntimeError
+        If a crop of the peer's shows other pixels.
+    """
     from nichekd.pp._crops import CropReader
 
-    ours = CropReader(image, crop_px=CROP).read(rows[:8]).astype(int)
-    theirs = np.stack([np.asarray(tiles[i][0])[:, :CROP, :CROP] for i in range(8)]).astype(int)
-    return float(np.median(np.abs(ours - theirs)))
+    found = []
+    for i, ours in enumerate(CropReader(image, crop_px=CROP).read(rows[:8])):
+        theirs = np.asarray(tiles[i][0])
+        moves = [
+            (dy, dx)
+            for dy in (-1, 0, 1)
+            for dx in (-1, 0, 1)
+            if np.array_equal(ours[:, 2 + dy : 200 + dy, 2 + dx : 200 + dx], theirs[:, 2:200, 2:200])
+        ]
+        if not moves:
+            raise RuntimeError(f"Crop {i} of the two readers shows other pixels: they can't be compared.")
+        found.append(list(moves[0]))
+    return found
 
 
 def compare_encoding(image, encoder, n_crops: int, n_runs: int) -> dict:
@@ -137,6 +155,7 @@ def compare_dense(image, encoder, n_crops: int, n_cells: int, n_runs: int) -> di
     from nichekd.pp._crops import CropReader
     from nichekd.pp._dense import DensePlan
     from nichekd.pp._encode import CropPlan
+    from nichekd.pp._plan import STRIDE
 
     def encode(plan, n: int) -> int:
         return sum(len(cells) for cells, _ in plan.encoded(plan.order()[:n], precision=encoder.precision("auto")))
@@ -146,7 +165,7 @@ def compare_dense(image, encoder, n_crops: int, n_cells: int, n_runs: int) -> di
         reader = CropReader(image, crop_px=CROP)
         for name, plan, n in (
             ("crop", CropPlan(reader, encoder), n_crops),
-            ("dense", DensePlan(reader, encoder, CROP // 2), n_cells),
+            ("dense", DensePlan(reader, encoder, round(STRIDE * CROP)), n_cells),
         ):
             runs[name].append(timed(lambda plan=plan, n=n: encode(plan, n)))
             print(f"{name:12} {runs[name][-1]}", file=sys.stderr, flush=True)
@@ -174,9 +193,21 @@ def get_encoder(name: str, device: str):
     return encoder.to(resolve_device(device))
 
 
+def with_encoder(image, arguments: argparse.Namespace) -> dict[str, dict]:
+    """The comparisons that take an encoder."""
+    encoder = get_encoder(arguments.encoder, arguments.device)
+    n = arguments.n_encode
+    return {
+        "encoding": compare_encoding(image, encoder, n, arguments.runs),
+        "dense": compare_dense(image, encoder, n, n * 8, arguments.runs),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with cells.h5ad and he.ome.tif; else the bundled crop")
+    parser.add_argument("--image", type=Path, help="another file of the image in --data: .svs, OME-Zarr")
+    parser.add_argument("--only-reading", action="store_true", help="no encoder")
     parser.add_argument("--n-peer", type=int, default=100, help="crops the peer reads in a run")
     parser.add_argument("--n-read", type=int, default=20_000, help="crops we read in a run")
     parser.add_argument("--n-encode", type=int, default=640, help="crops encoded in a run")
@@ -189,34 +220,27 @@ def main() -> None:
     warnings.simplefilter("ignore")
     from nichekd._image import get_image
 
-    sdata = load(arguments.data)
+    sdata = load(arguments.data, arguments.image)
     image = get_image(sdata, sdata["table"])
     reading = compare_reading(sdata, image, arguments.n_peer, arguments.n_read, arguments.runs)
-    encoder = get_encoder(arguments.encoder, arguments.device)
-    encoding = compare_encoding(image, encoder, arguments.n_encode, arguments.runs)
-    dense = compare_dense(image, encoder, arguments.n_encode, arguments.n_encode * 8, arguments.runs)
+    found = {"reading": reading} | ({} if arguments.only_reading else with_encoder(image, arguments))
     result = {
-        "command": "python benchmarks/crops.py " + " ".join(sys.argv[1:]),
+        "options": {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)},
+        "file": "he.ome.tif" if arguments.image is None else arguments.image.name,
         "n_cpus": os.cpu_count(),
         "load": os.getloadavg()[0],
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": {p: version(p) for p in ("nichekd", "spatialdata", "torch", "timm", "dask", "tifffile", "numpy")},
         "image": list(image.pixels.shape),
-        "reading": reading,
-        "encoding": encoding,
-        "dense": dense,
-    }
+    } | found
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"| {'':46} |    peer | nichekd |  ratio |")
     print(f"|:{'-' * 46}-|--------:|--------:|-------:|")
-    rows = [
-        ("reading", reading, "spatialdata", "nichekd"),
-        (f"encoding, bare {encoder.name}", encoding, "bare", "nichekd"),
-        ("crop mode, dense mode", dense, "crop", "dense"),
-    ]
-    for what, row, other, ours in rows:
+    peers = {"reading": ("spatialdata", "nichekd"), "encoding": ("bare", "nichekd"), "dense": ("crop", "dense")}
+    for what, row in found.items():
+        other, ours = peers[what]
         for figure, unit in (("crops_per_s", "cells/s"), ("crops_per_cpu_s", "cells/CPU s")):
             values = [row[f"{figure}_{name}"] for name in (other, ours, "ratio")]
             print(f"| {f'{what}, {unit}':46} | {values[0]:7.1f} | {values[1]:7.1f} | {values[2]:6.2f} |")

@@ -112,7 +112,7 @@ def fitted(
         data = training_data(adata, inputs, model, fit=fit, seed=seed, table_key="table")
         if isinstance(objective, TwoStage):
             objective.first(data, first, model.network, network.width, seed)
-        fit_cuca(model, objective, data, first, held_back, fit=fit, seed=seed, fabric=fabric)
+        fit_cuca(model, objective, data, first, held_back, all_train=inputs.train, fit=fit, seed=seed, fabric=fabric)
     write_abundance(adata, model, inputs.features, device="cpu", key_added="abundance")
     return adata
 

@@ -31,7 +31,7 @@ import pandas as pd
 
 import nichekd as nk
 from nichekd._memory import keep_freed_memory
-from nichekd.tl import FitSettings, GeneAwareSettings
+from nichekd.tl import GeneAwareSettings
 from nichekd.tl._evaluation_methods import METHODS
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ MPP = 0.274
 MAIN = ["niche", "niche_gene_aware", "niche_histology_nolan", "niche_histology_leiden"]
 # a transformer costs twenty times the pooling network: it has a table of its own
 REST = [key for key in METHODS if key not in {*MAIN, "niche_transformer"}]
-# 50,000 cells need fewer passes than the few thousand of a small section (chosen on held-back training squares)
-FIT = FitSettings(max_epochs=16, batch_size=512)
 GENE_AWARE_FIT = GeneAwareSettings(max_epochs=10)
 # a short training, of a quarter of the cells: experiments are told apart by it, none is at its best
 SHORT = GeneAwareSettings(max_epochs=6, crops_per_epoch=800)
@@ -82,7 +80,7 @@ def main() -> None:
     sdata = section(options.section, fast=options.fast)
     about = {
         "cell_type_key": "cell_type", "encoder": options.encoder, "gene_aware": options.gene_aware,
-        "gene_aware_fit": SHORT if options.fast else GENE_AWARE_FIT, "fit": None if options.fast else FIT, "out": options.out,
+        "gene_aware_fit": SHORT if options.fast else GENE_AWARE_FIT, "out": options.out,
     }  # fmt: skip
     tables = []
     if options.only != "rest":

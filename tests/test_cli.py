@@ -133,6 +133,24 @@ def test_failure_is_one_line_and_exit_code_1(section, tmp_path, monkeypatch):
     assert "RuntimeError: no memory" in one_line(result.err)
 
 
+@pytest.mark.parametrize("slip", [KeyError("n_obs"), TypeError("unsupported operand"), ValueError("shapes (2,) (3,)")])
+def test_a_slip_of_the_code_says_where_to_look(slip, section, tmp_path, monkeypatch):
+    def slips(*_: object, **__: object) -> None:
+        raise slip
+
+    monkeypatch.setattr(nk.pp, "histology_features", slips)
+    arguments = ("features", section.cells, section.image, "--mpp", 0.5, "--out", tmp_path / "new.zarr")
+    result = nichekd("--quiet", *arguments)
+    assert result.code == 2
+    assert one_line(result.err).endswith("(nichekd --debug … shows where)")
+
+
+def test_what_nichekd_says_of_bad_input_has_no_such_hint(tmp_path):
+    result = nichekd("--quiet", "features", tmp_path / "nowhere.zarr", "--out", tmp_path / "new.zarr")
+    assert result.code == 2
+    assert "--debug" not in result.err
+
+
 def test_debug_shows_the_traceback():
     run = [sys.executable, "-c", "from nichekd.cli import app; app()", "--debug", "features", "no.zarr", "--out", "x"]
     result = subprocess.run(run, capture_output=True, text=True, check=False)
@@ -174,6 +192,19 @@ def test_from_features_to_a_new_slide(section, tmp_path, quick):
     assert here.astype(str).tolist() == there.astype(str).tolist(), "a saved student predicts what it predicted"
     assert (tmp_path / "new" / "niches.png").is_file()
     assert not (tmp_path / "new" / "agreement.csv").exists(), "there is no test strip"
+
+
+def test_a_split_of_cells_that_have_features_and_no_image(section, tmp_path, quick):
+    adata = anndata.read_h5ad(section.cells)
+    adata.obsm["X_mine"] = np.random.default_rng(0).normal(size=(adata.n_obs, 4)).astype(np.float32)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    arguments = ("distill", tmp_path / "cells.h5ad", "--use-rep", "X_mine", "--teacher", "niche_true", "--split")
+    result = nichekd("--quiet", *arguments, "--out", tmp_path / "new")
+    assert result.code == 0, result.err
+    assert "no buffer" in result.err
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "agreement.csv", "niches.png", "result.h5ad", "student",
+    ]  # fmt: skip
 
 
 def test_a_gene_aware_student(section, tmp_path, quick):

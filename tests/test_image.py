@@ -268,6 +268,31 @@ def test_image_and_centres_in_pixels_are_found_out():
         get_image(sdata, sdata["table"])
 
 
+def tissue(n, spacing) -> np.ndarray:
+    """Cells that keep a distance from each other, as in tissue."""
+    side = int(np.sqrt(n))
+    lattice = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)
+    return spacing * (lattice + 1 + np.random.default_rng(0).uniform(-0.3, 0.3, lattice.shape))
+
+
+def test_pixels_in_the_corner_of_a_slide_are_suspected():
+    """1,600 cells 9 µm apart, handed in as pixels of 0.25 µm: they lie on the slide, but 36 apart."""
+    white = np.full((3, 6400, 6400), 255, dtype=np.uint8).transpose(1, 2, 0)
+    with pytest.warns(UserWarning, match=r"seems to be in pixels.*\*= mpp, here 0\.25"):
+        nk.io.paired(cells(tissue(1600, 9) / 0.25), white, mpp=0.25)
+    nk.io.paired(cells(tissue(1600, 9)), white, mpp=0.25)  # and nothing is said
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_sparse_cells_are_not_suspected(clustered):
+    """1,600 immune cells in 4 mm²: strewn at random, or by twos and threes."""
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(20, 1980, (1600, 2))
+    if clustered:
+        xy[:700] = xy[700:1400] + rng.normal(0, 8, (700, 2))
+    nk.io.paired(cells(xy * 1.2), np.full((4900, 4900, 3), 255, dtype=np.uint8), mpp=0.5)
+
+
 def test_centres_that_are_nowhere_near_their_cells():
     xy = np.random.default_rng(0).uniform(0, 100, (50, 2))
     white = np.full((1000, 1000, 3), 255, dtype=np.uint8)

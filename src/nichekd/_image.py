@@ -10,7 +10,7 @@ import numpy as np
 
 from nichekd._frames import apply, find_frame, full_resolution
 from nichekd._resolve import centres_um
-from nichekd._units import as_number, check_mpp, impossible_spacing, same_mpp
+from nichekd._units import as_number, check_mpp, impossible_spacing, same_mpp, warn_if_pixels_of
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -87,10 +87,15 @@ def get_image(
         If there is no image, or several and none named; if it is no RGB; if no usable transformation leads to it; if
         its µm per pixel is absurd or contradicts ``mpp`` or the file's metadata; if ``obsm["spatial"]`` is in pixels;
         if cells lie outside.
+
+    Warns
+    -----
+    UserWarning
+        If cells lie inside, but as far apart as if ``obsm["spatial"]`` were in pixels.
     """
     key = _image_key(sdata, image_key)
     pixels = _rgb(full_resolution(sdata.images[key]), key)
-    xy = centres_um(adata)
+    xy = centres_um(adata, together=True)
     frame = find_frame(sdata, adata, key, xy)
     found = _mpp(frame.to_pixels, key)
     _check_against(found, key, asked=mpp, noted=noted_mpp(sdata, key))
@@ -225,8 +230,11 @@ def _report_outside(
 
 
 def _check_not_pixels(xy: NDArray[np.float64], mpp: float, key: str) -> None:
-    """An image at exactly 1 µm per px with cells impossibly far apart: both are in pixels."""
-    spacing = impossible_spacing(xy) if abs(mpp - 1) < 1e-6 else None
+    """Cells impossibly far apart: raise where the image is at exactly 1 µm per px, so that both are in pixels, or warn."""
+    if abs(mpp - 1) >= 1e-6:
+        warn_if_pixels_of(xy, mpp, key)
+        return
+    spacing = impossible_spacing(xy)
     if spacing is not None:
         raise ValueError(
             f"Image {key!r} has no µm per pixel (its transformation says 1), and nearest cells are a median "

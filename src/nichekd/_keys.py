@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
+
+NOT_IN_A_KEY: Final = r"[^\w.\-]"
 
 
 class Keys:
@@ -67,6 +70,23 @@ class Keys:
         return f"{name}_logits", f"{name}_proba", f"{niche}_entropy"
 
     @staticmethod
+    def check_student(niche: str) -> None:
+        """Refuse ``obs[niche]`` for a new student where that would overwrite what another method keeps beside it.
+
+        Raises
+        ------
+        ValueError
+            If its logits would be those of the default student, of the teacher, or of a baseline.
+        """
+        name = niche.removeprefix("niche_")
+        if name in ("student", Keys.TEACHER, Keys.HISTOLOGY_NOLAN, Keys.HISTOLOGY_LEIDEN):
+            owner = "default student (key_added='niche')" if name == "student" else f"method that writes 'niche_{name}'"
+            raise ValueError(
+                f"key_added={niche!r} would write obsm[{Keys.student(niche)[0]!r}], a name kept for the {owner}. Choose "
+                "another, e.g. key_added='niche_second'."
+            )
+
+    @staticmethod
     def ood(niche: str) -> str:
         """``obs`` key of the out-of-distribution score beside a student's labels ``obs[niche]``: ``<niche>_ood``."""
         return f"{niche}_ood"
@@ -78,8 +98,9 @@ class Keys:
 
     @staticmethod
     def features(encoder: str) -> str:
-        """``obsm`` key of an encoder's features: ``X_<encoder>``."""
-        return f"{Keys.FEATURES_PREFIX}{encoder}"
+        """``obsm`` key of an encoder's features: ``X_<encoder>``, with ``_`` for what a key can't hold."""
+        # the name of one of a hub has slashes, which are folders to zarr and HDF5
+        return f"{Keys.FEATURES_PREFIX}{re.sub(NOT_IN_A_KEY, '_', encoder)}"
 
     @staticmethod
     def colors(obs_key: str) -> str:

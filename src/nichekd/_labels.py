@@ -40,6 +40,8 @@ def labels_of(adata: AnnData, key: str, *, run: str | None = None) -> pd.Categor
         If the column is missing; names ``run``, the call that writes it.
     TypeError
         If the column holds fractions, which are no labels.
+    ValueError
+        If categories differ in type only, as 1 and "1".
     """
     column = require(adata, "obs", key, run=run or WRITERS.get(key, "the method that writes it"))
     if isinstance(column.dtype, pd.CategoricalDtype):
@@ -55,7 +57,14 @@ def labels_of(adata: AnnData, key: str, *, run: str | None = None) -> pd.Categor
             column = column.astype("Int64")
         text = column.astype("string")
         values = pd.Categorical(text, categories=natural_order(text.dropna().unique()))
-    return values.rename_categories([str(name) for name in values.categories])
+    names = [str(name) for name in values.categories]
+    if same := sorted({name for name in names if names.count(name) > 1}):
+        found = [name for name in values.categories if str(name) in same]
+        raise ValueError(
+            f"obs[{key!r}] has categories that read alike, {found}. Make one of them: "
+            f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).astype('category'), or rename them."
+        )
+    return values.rename_categories(names)
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -9,10 +10,13 @@ import pandas as pd
 from anndata import AnnData
 
 from nichekd._keys import Keys, Split
+from nichekd._sections import library_codes, recorded_library
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+
+log = logging.getLogger(__name__)
 
 Data = TypeVar("Data", "AnnData", "SpatialData")
 
@@ -43,7 +47,9 @@ def get_table(data: AnnData | SpatialData, table_key: str = "table") -> AnnData:
 def _actual(adata: AnnData) -> AnnData:
     """The table itself; a view becomes one of its own, as in scanpy, or notes would land in what it is a view of."""
     if adata.is_view:
-        adata._init_as_actual(adata.copy())
+        if adata.isbacked:  # its copy would need a file of its own
+            log.warning("The view of %s is read into memory: %d cells", adata.filename, adata.n_obs)
+        adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
     return adata
 
 
@@ -88,13 +94,23 @@ def require(adata: AnnData, slot: str, key: str, *, run: str) -> Any:
     return value
 
 
-def centres_um(adata: AnnData) -> NDArray[np.float64]:
+def centres_um(adata: AnnData, *, together: bool = False) -> NDArray[np.float64]:
     """Cell centres in µm, (n, 2), checked.
+
+    Sections that :func:`nichekd.pp.neighborhoods` or :func:`nichekd.pp.split` told apart have coordinates of their own,
+    so that two cells at the same place are duplicates within a section only.
+
+    Parameters
+    ----------
+    adata
+        The table.
+    together
+        All cells lie in one frame, as on one image: whatever their section, no two are at the same place.
 
     Raises
     ------
     KeyError
-        If ``obsm["spatial"]`` is missing.
+        If ``obsm["spatial"]``, or the recorded column of sections, is missing.
     TypeError
         If it holds no numbers.
     ValueError
@@ -121,13 +137,29 @@ def centres_um(adata: AnnData) -> NDArray[np.float64]:
             f"obsm['spatial'] is NaN or infinite for {bad.sum():,} of {len(xy):,} cells. "
             "Drop them: adata[np.isfinite(adata.obsm['spatial']).all(axis=1)].copy()."
         )
-    n_unique = len(xy) if _surely_distinct(xy) else len(np.unique(xy, axis=0))
-    if n_unique < len(xy):
-        raise ValueError(
-            f"obsm['spatial'] has {len(xy) - n_unique:,} duplicate cell centres. Drop them: "
-            "adata[~pd.DataFrame(adata.obsm['spatial']).duplicated().to_numpy()].copy()."
-        )
+    if not _surely_distinct(xy):
+        _check_distinct(xy, None if together else recorded_library(adata), adata)
     return xy
+
+
+def _check_distinct(xy: NDArray[np.float64], library_key: str | None, adata: AnnData) -> None:
+    """Raise for two cells at the same place of a section."""
+    places = xy if library_key is None else np.column_stack([library_codes(adata, library_key), xy])
+    n_same = len(xy) - len(np.unique(places, axis=0))
+    if not n_same:
+        return
+    if library_key is not None:
+        raise ValueError(
+            f"obsm['spatial'] has {n_same:,} duplicate cell centres within sections of obs[{library_key!r}]. Drop them: "
+            f"adata[~pd.DataFrame(adata.obsm['spatial']).assign(of=list(adata.obs[{library_key!r}])).duplicated()"
+            ".to_numpy()].copy()."
+        )
+    raise ValueError(
+        f"obsm['spatial'] has {n_same:,} duplicate cell centres. If the table holds sections with coordinates of their "
+        "own, name the column that tells them apart, nk.pp.neighborhoods(data, library_key=...); on one image they have "
+        "to lie side by side. If it holds one section, drop them: "
+        "adata[~pd.DataFrame(adata.obsm['spatial']).duplicated().to_numpy()].copy()."
+    )
 
 
 def _surely_distinct(xy: NDArray[np.float64]) -> bool:
@@ -140,6 +172,8 @@ def _surely_distinct(xy: NDArray[np.float64]) -> bool:
 def split_of(adata: AnnData, split_key: str | None = Keys.SPLIT) -> NDArray[np.str_]:
     """``train`` / ``test`` / ``buffer`` of each cell, (n,); all ``train`` where the default column is absent.
 
+    For what is fitted on the training cells; what fits nothing asks :func:`sides_of`.
+
     Raises
     ------
     KeyError
@@ -147,16 +181,51 @@ def split_of(adata: AnnData, split_key: str | None = Keys.SPLIT) -> NDArray[np.s
     ValueError
         If the column holds other words, missing values, or no training cell.
     """
+    split = _words(adata, split_key)
+    if isinstance(split, str):
+        raise ValueError(
+            f"{split} Run nk.pp.split, which writes that column anew; to keep it, rename it first, or have "
+            "nk.pp.split(key_added=...) write another and name that by split_key=."
+        )
+    if not (split == Split.TRAIN).any():
+        raise ValueError(
+            f"obs[{split_key!r}] has no 'train' cell; there is nothing to fit on. Run nk.pp.split on all cells, or "
+            "take over what was fitted on others: radius= of nk.pp.neighborhoods, model= of nk.pp.expression_features, "
+            "a student in nk.tl.predict_niches."
+        )
+    return split
+
+
+def sides_of(adata: AnnData, split_key: str | None = Keys.SPLIT) -> NDArray[np.str_]:
+    """As :func:`split_of`, for what only keeps the sides apart and fits nothing: there may be no training cell.
+
+    A column of the default name that holds other words is somebody else's: that is logged, and all cells are ``train``.
+
+    Raises
+    ------
+    KeyError
+        If a ``split_key`` other than the default is absent.
+    ValueError
+        If a column that was named holds other words or missing values.
+    """
+    split = _words(adata, split_key)
+    if not isinstance(split, str):
+        return split
+    if split_key != Keys.SPLIT:
+        raise ValueError(f"{split} Name a column that nk.pp.split wrote by split_key=.")
+    log.warning("%s It is not of nk.pp.split, and all cells count as one side", split)
+    return np.full(adata.n_obs, Split.TRAIN)
+
+
+def _words(adata: AnnData, split_key: str | None) -> NDArray[np.str_] | str:
+    """The column's words, (n,), or what is wrong with them."""
     if split_key is None or (split_key == Keys.SPLIT and split_key not in adata.obs):
         return np.full(adata.n_obs, Split.TRAIN)
     column = require(adata, "obs", split_key, run="nk.pp.split")
     words = set(column.dropna().unique())
     if column.isna().any() or not words <= set(Split.ALL):
-        raise ValueError(
-            f"obs[{split_key!r}] holds {sorted(map(str, words))} and {column.isna().sum():,} missing values; "
-            f"it may hold {list(Split.ALL)} only. Run nk.pp.split."
+        return (
+            f"obs[{split_key!r}] holds {sorted(map(str, words))} and {column.isna().sum():,} missing values; a split "
+            f"may hold {list(Split.ALL)} only."
         )
-    split = column.to_numpy().astype(str)
-    if not (split == Split.TRAIN).any():
-        raise ValueError(f"obs[{split_key!r}] has no 'train' cell; there is nothing to fit on. Run nk.pp.split.")
-    return split
+    return column.to_numpy().astype(str)

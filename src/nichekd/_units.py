@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MPP_RANGE = (0.05, 5.0)  # µm per px: beyond a 100× oil lens, and a thumbnail in which a cell is two pixels
 MPP_TOLERANCE = 0.02  # relative; two figures for the same resolution that differ by more contradict each other
 SPARSEST_UM = 25.0  # median distance to the nearest cell; in tissue it is 5 to 15 µm
+CLOSEST = 0.45  # of that median; among all cells of a tissue, hardly two are nearer to each other
 FEWEST = 1_000  # cells below which a hand-picked subset is as likely as a wrong unit
 MOST = 100_000  # cells that are looked at
 LATTICE = 0.1  # relative spread of nearest-neighbor distances under which the points are spots on a lattice
@@ -100,3 +101,25 @@ def warn_if_pixels(xy: NDArray[np.float64]) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def warn_if_pixels_of(xy: NDArray[np.float64], mpp: float, image_key: str) -> None:
+    """Warn where cells on an image of ``mpp`` lie in µm as those of tissue would in its pixels.
+
+    A sparse kind of cell alone, as immune cells in stroma, is far apart too, but here and there two of them touch; in
+    pixels, the nearest of all cells keep a distance as well. Their 5 % quantile is 0.27 medians for points strewn at
+    random, and 0.6 to 0.75 for the cells of tissues.
+    """
+    if len(xy) < FEWEST or mpp >= 1:
+        return
+    close, quarter, median, three_quarters = np.percentile(nearest_distances(xy), (5, 25, 50, 75))
+    is_lattice = three_quarters - quarter <= LATTICE * median
+    if is_lattice or not SPARSEST_UM < median < SPARSEST_UM / mpp or close <= CLOSEST * median:
+        return
+    warnings.warn(
+        f"On image {image_key!r}, nearest cells are a median {median:.1f} µm apart, and hardly two touch; in tissue it is "
+        f"5 to 15 µm, so obsm['spatial'] seems to be in pixels. If so: adata.obsm['spatial'] *= mpp, here {mpp:.6g}. If "
+        "the table holds a sparse kind of cell alone, all is well.",
+        UserWarning,
+        stacklevel=4,
+    )

@@ -40,6 +40,16 @@ def test_rows_have_names_colors_and_probabilities(slide, sure):
     assert [ax.texts[0].get_text() for ax in rows] == ["0.99"] * 4
 
 
+def test_niches_of_another_student_are_ranked_by_its_own_probabilities(slide, sure):
+    adata = slide["table"]
+    adata.obs["niche_old"] = adata.obs["niche"]
+    adata.obsm["old_proba"] = np.full((400, 4), 0.3)
+    fig = nk.pl.crops(slide, key="niche_old", n_crops=1, crop_px=32)
+    assert [ax.texts[0].get_text() for ax in fig.axes if ax.get_ylabel()] == ["0.30"] * 4
+    fig = nk.pl.crops(slide, key="niche_old", proba_key="student_proba", n_crops=1, crop_px=32)
+    assert [ax.texts[0].get_text() for ax in fig.axes if ax.get_ylabel()] == ["0.99"] * 4
+
+
 def test_crops_of_a_niche_do_not_overlap(slide, monkeypatch):
     from nichekd.pl import _crops
 
@@ -89,8 +99,10 @@ def test_bad_input(slide, cells):
         nk.pl.crops(slide, n_crops=0)
     with pytest.raises(KeyError, match=r"niche_other.*is missing"):
         nk.pl.crops(slide, key="niche_other")
-    with pytest.raises(ValueError, match=r"\(400, 4\).*5 niches"):
+    with pytest.raises(KeyError, match=r"histology_leiden_proba.*is missing"):
         nk.pl.crops(slide, key="niche_histology_leiden")
+    with pytest.raises(ValueError, match=r"\(400, 4\).*5 niches"):
+        nk.pl.crops(slide, key="niche_histology_leiden", proba_key="student_proba")
     slide["table"].obs["niche"] = slide["table"].obs["niche"].where(slide["table"].obs["split"] == "train")
     with pytest.raises(ValueError, match="has a niche"):
         nk.pl.crops(slide, subset="test")

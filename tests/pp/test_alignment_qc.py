@@ -114,6 +114,23 @@ def test_hook_leaves_what_it_cannot_tell(drawn):
     assert warn_if_misaligned(few) is None
 
 
+def test_hook_hides_no_mistakes(drawn, monkeypatch):
+    two = moved(drawn, drawn["table"].obsm["spatial"])
+    two.images["other"] = two["he"]
+    assert warn_if_misaligned(two) is None, "none is named; whoever needs one says so"
+    with pytest.raises(KeyError, match="dab"):
+        warn_if_misaligned(two, image_key="dab")
+    with pytest.raises(KeyError, match="cells2"):
+        warn_if_misaligned(drawn, table_key="cells2")
+
+    def broken(*args):
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr("nichekd.pp._alignment_qc.tile_surfaces", broken)
+    with pytest.raises(ValueError, match="broadcast"):
+        warn_if_misaligned(drawn)
+
+
 def test_record_survives_h5ad(drawn, tmp_path):
     table = nk.pp.alignment_qc(drawn, transforms=False)
     drawn["table"].write_h5ad(tmp_path / "a.h5ad")

@@ -124,6 +124,11 @@ class TestFit:
         np.testing.assert_array_equal(latents[0], latents[1])
         assert not np.allclose(latents[0], latents[2])
 
+    def test_device_goes_before_the_setting(self, adata, monkeypatch):
+        monkeypatch.setattr(nk.settings, "device", "nowhere")
+        nk.pp.expression_features(adata, device="cpu", max_epochs=1)
+        assert adata.obsm["X_scVI"].shape == (adata.n_obs, 10)
+
     def test_global_state_is_left_alone(self, adata, scvi, monkeypatch, tmp_path, capsys):
         import torch
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,22 @@ def test_what_is_written_is_read_in_the_tables_order(tmp_path, order, features):
     np.testing.assert_array_equal(store.take(rows), features[rows])
     np.testing.assert_array_equal(lazy[rows].compute(), features[rows])
     np.testing.assert_array_equal(lazy[5:9, 2].compute(), features[5:9, 2])
+
+
+def test_a_lock_that_cannot_be_removed_does_no_harm(tmp_path, order, features, monkeypatch):
+    """Windows refuses while it is held."""
+    unlink = Path.unlink
+
+    def refuses(path, missing_ok=False):
+        if path.name == _feature_store.LOCK:
+            raise PermissionError(13, "The process cannot access the file", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuses)
+    store = FeatureStore(tmp_path / "f.zarr")
+    fill(store, order, features)
+    assert store.is_complete
+    np.testing.assert_array_equal(store.array().compute(), features)
 
 
 def test_a_chunk_of_the_lazy_array_does_not_read_the_rest(tmp_path, order, features, monkeypatch):

@@ -142,6 +142,26 @@ def test_spots_of_a_slide_can_be_split_encoded_and_written(tmp_path):
     assert np.allclose(get_image(spots, table).xy_px, table.obsm["spatial"] / 0.5)
 
 
+def test_spots_lie_on_the_h_and_e_not_on_the_first_image():
+    """A Xenium's fluorescence comes first, and is no RGB."""
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel
+
+    from nichekd._image import get_image
+
+    one = nk.datasets.simulate(n_cells=150, K=2, seed=0, mpp=0.5)
+    dapi = Image2DModel.parse(np.zeros((1, 40, 40), dtype=np.uint16), dims=("c", "y", "x"))
+    two = SpatialData(
+        images={"dapi": dapi, "he": one["he"]}, shapes=dict(one.shapes), tables=dict(one.tables), attrs=one.attrs
+    )
+    options = {"cell_type_key": "cell_type", "spots": True, "radius": 20, "spot_distance": 40}
+    for image_key in (None, "he"):
+        spots = nk.pp.neighborhood_composition(two, image_key=image_key, **options)
+        assert np.allclose(get_image(spots, spots["table"]).xy_px, spots["table"].obsm["spatial"] / 0.5)
+    with pytest.raises(KeyError, match=r"no image 'dab'; it has \['dapi', 'he'\]"):
+        nk.pp.neighborhood_composition(two, image_key="dab", **options)
+
+
 def test_spots_of_no_genes():
     adata = cells([[0, 0], [10, 5]], ["T", "B"])
     spots = nk.pp.neighborhood_composition(adata, cell_type_key="kind", spots=True)

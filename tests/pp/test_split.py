@@ -189,12 +189,35 @@ def test_an_old_graph_is_called_out(adata):
         ("expression_features", "nk.pp.expression_features"),
         ("distill", "nk.tl.distill"),
         ("distill_niche_old", "nk.tl.distill"),
+        ("rank_by_gene", "nk.tl.rank_by_gene"),
+        ("cuca_old", "nk.tl.cuca"),
+        ("predict_expression", "nk.tl.predict_expression"),
     ],
 )
 def test_what_was_fitted_on_its_test_cells_is_called_out(adata, function, call):
     record(adata, function)
     with pytest.warns(UserWarning, match=rf"{call} fitted before this split may have seen its test cells"):
         nk.pp.split(adata, crop_px=0)
+
+
+def test_a_radius_that_test_cells_helped_to_estimate_is_removed(adata):
+    nk.pp.estimate_radius(adata, n_neighbors=9)
+    with pytest.warns(UserWarning, match=r"radius'\] was estimated before this split.*nk\.pp\.neighborhoods"):
+        nk.pp.split(adata, crop_px=0)
+    assert "radius" not in adata.uns["nichekd"]
+    fresh = cells(adata.obsm["spatial"])
+    nk.pp.split(fresh, crop_px=0)
+    assert nk.pp.estimate_radius(adata, n_neighbors=9) == nk.pp.estimate_radius(fresh, n_neighbors=9)
+    nk.pp.split(adata, crop_px=0)  # the same one
+    assert "radius" in adata.uns["nichekd"]
+
+
+def test_a_radius_that_was_given_stays(adata):
+    nk.pp.estimate_radius(adata, n_neighbors=9)
+    nk.pp.neighborhoods(adata, radius=20)
+    with pytest.warns(UserWarning, match="^obsp"):
+        nk.pp.split(adata, crop_px=0)
+    assert adata.uns["nichekd"]["radius"] == 20
 
 
 def test_the_same_split_again_makes_nothing_old(adata):

@@ -104,7 +104,7 @@ def test_features_are_alike_under_another_stain(tissue, method):
 
 
 def test_student_repeats_it_by_the_record(tissue):
-    from nichekd.tl._student_inputs import KIND
+    from nichekd.tl._recorded_features import KIND
 
     color_features(tissue, "macenko")
     about = tissue["table"].uns["nichekd"]["features"]["X_color"]

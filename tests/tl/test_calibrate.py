@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
 
 import nichekd as nk
-from nichekd._calibration import expected_calibration_error
+from nichekd._calibration import best_temperature, expected_calibration_error
 from nichekd.models import NicheStudent
 from nichekd.tl import FitSettings
+from nichekd.tl._calibrate import proven_temperature
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,9 @@ def test_the_factor_travels_with_the_student(distilled, student, tmp_path):
 
 def test_undoes_logits_that_are_too_sharp(distilled, student):
     adata = distilled[0].copy()
+    adata.obsm["student_logits"] = adata.obsm["student_logits"] * 30
     before = nk.tl.calibrate(adata, student, subset="test")
+    assert before > 1
     adata.obsm["student_logits"] = adata.obsm["student_logits"] * 3
     assert nk.tl.calibrate(adata, student, subset="test") == pytest.approx(3 * before, rel=1e-3)
 
@@ -122,3 +126,69 @@ def test_a_label_that_no_cell_has(distilled, student):
     expected = nk.tl.calibrate(adata, student)
     adata.obs["niche_teacher"] = adata.obs["niche_teacher"].cat.add_categories("fat")
     assert nk.tl.calibrate(adata, student) == pytest.approx(expected)
+
+
+def test_cells_held_out_from_another_student(distilled, student):
+    adata = distilled[0].copy()
+    proba = adata.obsm["student_proba"].copy()
+    with torch.no_grad():
+        student.head.bias += 1e-3
+    with pytest.raises(ValueError, match=r"held out from another student.*Hand in the student.*distil again"):
+        nk.tl.calibrate(adata, student)
+    assert student.config.calibration == 1
+    np.testing.assert_array_equal(adata.obsm["student_proba"], proba)
+    del adata.uns["nichekd"]["distill"]["held_out"]["student"]  # as in tables of older versions
+    nk.tl.calibrate(adata, student)
+
+
+def test_a_reference_that_is_missing_everywhere(distilled, student):
+    adata = distilled[0].copy()
+    adata.obs["later"] = np.nan
+    with pytest.raises(ValueError, match=r"obs\['later'\] labels none of the .* cells of subset='held_out'"):
+        nk.tl.calibrate(adata, student, reference="later")
+
+
+# whether a factor helps
+
+
+def drawn(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits of cells in a square of tissue, labels drawn from their probabilities, and centres."""
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(n, 3))
+    cumulative = softmax(logits, axis=1).cumsum(1)
+    return logits, (rng.random((n, 1)) > cumulative[:, :-1]).sum(1), rng.uniform(0, 1000, (n, 2))
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.5, 4])
+def test_a_factor_that_helps_everywhere_is_kept(factor):
+    logits, truth, xy = drawn(2000)
+    found, gain = proven_temperature(factor * logits, truth, xy)
+    assert found == pytest.approx(factor * best_temperature(logits, truth), rel=1e-3)
+    assert gain > 0
+
+
+def test_probabilities_that_are_right_stay():
+    found, gain = proven_temperature(*drawn(2000))
+    assert found == 1
+    assert gain == 0
+
+
+def test_a_factor_of_one_corner_is_not_kept(distilled, student):
+    """Where the student errs in one corner, factors found there harm the rest, and the others don't help there."""
+    adata = distilled[0].copy()
+    logits, truth, _ = drawn(adata.n_obs)
+    xy = adata.obsm["spatial"]
+    corner = (xy < np.median(xy, axis=0)).all(axis=1)
+    truth[corner] = np.random.default_rng(1).integers(3, size=corner.sum())
+    assert best_temperature(logits, truth) > 1.2
+    adata.obs["truth"] = truth.astype(str)
+    adata.obsm["student_logits"] = (logits * student.config.temperature).astype(np.float32)
+    assert nk.tl.calibrate(adata, student, reference="truth", subset=None) == student.config.calibration == 1
+    assert adata.uns["nichekd"]["calibrate"]["gain"] == 0
+    np.testing.assert_allclose(adata.obsm["student_proba"], softmax(logits, axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_cells_too_few_to_prove_a_factor(n):
+    logits, truth, xy = drawn(n)
+    assert proven_temperature(5 * logits, truth, xy) == (1, 0)

@@ -9,14 +9,17 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from spatialdata import SpatialData
 
 import nichekd as nk
 from nichekd.models import AbundanceModel, Encoder, LoraSettings, register_encoder
 from nichekd.models._encoder_zoo import build_timm
 from nichekd.models._lora import MARK
 from nichekd.tl import CucaSettings
+from nichekd.tl._batches import validation_part
 from nichekd.tl._cuca_inputs import log_normalized
 from nichekd.tl._cuca_setup import feature_rows
+from nichekd.tl._loop import seeded
 
 QUICK = CucaSettings(max_epochs=8, min_steps=0, batch_size=32, width=32, gene_width=32, learning_rate=3e-3)
 BRIEF = replace(QUICK, max_epochs=2, batch_size=64, width=16, gene_width=16)  # where it need not have learnt anything
@@ -109,6 +112,19 @@ def test_the_users_random_numbers_stay(spots):
     assert torch.equal(torch.rand(2), expected)
 
 
+def test_the_users_random_numbers_on_gpus_stay(spots, monkeypatch):
+    """Where CUDA is in use, torch.manual_seed would leave its generators at our seed."""
+    states = {0: torch.tensor([1]), 1: torch.tensor([2])}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[int(device)])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: back.update({int(device): state}))
+    back = {}
+    with seeded(0):
+        pass
+    assert back == states
+
+
 def test_test_spots_are_not_looked_at(spots):
     changed = spots.copy()
     test = (spots.obs["split"] == "test").to_numpy()
@@ -162,6 +178,21 @@ def test_the_best_epoch_is_kept_without_refit(spots):
     scores = model.history["validation_pearson"]
     assert len(scores) == 8
     assert mean_pearson(spots) > 0.5
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_refit_trains_on_the_margin_around_the_squares_too(spots, refit):
+    spots.obsm["spatial"] *= 0.3  # so that the margin holds some
+    cells = np.flatnonzero(spots.obs["split"] == "train")
+    fitted, held_back = validation_part(spots.obsm["spatial"], cells, share=0.1, margin=50.0)
+    margin = np.setdiff1d(cells, np.concatenate([fitted, held_back]))
+    assert len(margin) > 10
+    changed = spots.copy()
+    changed.obsm["cell_abundance"].iloc[margin] *= 3
+    # nothing but the training itself reads abundances: none are scaled
+    fit = replace(BRIEF, scale=False, refit=refit)
+    one, other = (train(adata, fit=fit).network.state_dict() for adata in (spots, changed))
+    assert all(torch.equal(one[name], other[name]) for name in one) is not refit
 
 
 def test_genes_are_those_expressed_most(spots):
@@ -362,6 +393,21 @@ def test_a_trained_encoder_travels_as_adapters(slide, tmp_path):
         nk.tl.predict_abundance(slide, again, use_rep="X_tiny")
     with pytest.raises(TypeError, match="has no image"):
         nk.tl.predict_abundance(slide["table"].copy(), again)
+
+
+def test_crops_come_from_the_image_of_the_features(slide):
+    """Of two images that are both RGB, it is the recorded one."""
+    from nichekd.tl._cuca_images import crop_reader
+
+    sdata = SpatialData(
+        images={"other": slide["he"], "he": slide["he"]}, shapes=dict(slide.shapes), tables=dict(slide.tables),
+        attrs=slide.attrs,
+    )  # fmt: skip
+    described = sdata["table"].uns["nichekd"]["features"]["X_tiny"]
+    assert described["image"] == "he"
+    assert crop_reader(sdata, described, table_key="table").crop_px == 32
+    with pytest.raises(ValueError, match="Name the H&E by image_key="):
+        crop_reader(sdata, described | {"image": "elsewhere"}, table_key="table")
 
 
 def test_lora_needs_an_image_and_known_features(slide, spots):

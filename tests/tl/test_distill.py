@@ -234,7 +234,16 @@ def test_a_large_section_keeps_the_student_that_validated_best(taught_cells, mon
 
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
-    [({"K": 2.0}, TypeError, "whole number"), ({"teacher": "niche_tru"}, KeyError, "no teacher 'niche_tru'")],
+    [
+        ({"K": 2.0}, TypeError, "whole number"),
+        ({"teacher": "niche_tru"}, KeyError, "no teacher 'niche_tru'"),
+        ({"teacher": "niche_true", "K": 5}, ValueError, "K=5, but the teacher niche_true has 3 niches"),
+        ({"temperature": 0}, ValueError, "temperature=0; it has to be positive"),
+        ({"embedding": "X_nothing"}, KeyError, "X_nothing.*Run nk.pp.expression_features"),
+        ({"sizes": {"width": 64}}, TypeError, r"names \['width'\].*it has .*'d_model'"),
+        ({"sizes": {"d_model": 30}}, ValueError, "d_model=30 is not a multiple of n_heads=4"),
+        ({"preset": "huge"}, ValueError, "no preset 'huge'"),
+    ],
 )
 def test_mistakes_are_found_before_the_image_is_encoded(wrong, error, message, monkeypatch):
     sdata = nk.datasets.simulate(300, K=3, seed=0)
@@ -384,11 +393,22 @@ def test_sparse_features(taught_cells, quickly):
 
 def test_neighborhoods_older_than_the_split(taught_cells, quickly):
     del taught_cells.obs["split"]
-    nk.pp.neighborhoods(taught_cells)
+    nk.pp.neighborhoods(taught_cells, radius=40.0)
     with pytest.warns(UserWarning, match="made before this split"):
         nk.pp.split(taught_cells, mpp=0.25)
     with pytest.raises(ValueError, match="Run nk.pp.neighborhoods again"):
         quickly(taught_cells)
+
+
+def test_a_radius_estimated_before_the_split_is_estimated_anew(taught_cells, quickly):
+    del taught_cells.obs["split"]
+    del taught_cells.uns["nichekd"]["radius"]
+    nk.pp.neighborhoods(taught_cells)
+    of_all = taught_cells.uns["nichekd"]["radius"]
+    with pytest.warns(UserWarning, match="estimated before this split"):
+        nk.pp.split(taught_cells, mpp=0.25)
+    student = quickly(taught_cells)
+    assert student.config.radius == taught_cells.uns["nichekd"]["radius"] != of_all
 
 
 def test_no_training_cell(taught_cells, quickly):
@@ -443,3 +463,35 @@ def test_squares_are_those_of_all_training_cells(taught_cells):
         nk.tl.distill(taught_cells, use_rep="X_image", teacher=teacher, fit=fit)
         held[teacher] = set(taught_cells.uns["nichekd"]["distill"]["held_out"]["cells"].tolist())
     assert held["some"] == {i for i in held["niche_teacher"] if i % 3}
+
+
+@pytest.mark.parametrize("labelled", ["in the squares", "beyond them"])
+def test_labels_that_cannot_spare_the_squares(taught_cells, labelled, caplog):
+    """Annotations of a corner of the tissue: all of them train, for as long as was asked."""
+    squares = taught_cells.uns["nichekd"]["distill"]["held_out"]["cells"]
+    known = np.isin(np.arange(1500), squares if labelled == "in the squares" else squares[3:])
+    taught_cells.obs["some"] = taught_cells.obs["niche_teacher"].where(known == (labelled == "in the squares"))
+    fit = FitSettings(max_epochs=2, min_steps=0, n_components=4)
+    with caplog.at_level("INFO", logger="nichekd"):
+        nk.tl.distill(taught_cells, use_rep="X_image", teacher="some", fit=fit)
+    about = taught_cells.uns["nichekd"]["distill"]
+    assert "held_out" not in about
+    assert about["history"]["epoch"].tolist() == [1, 2]
+    assert "nothing is held back" in caplog.text
+
+
+def test_all_steps_run_on_the_device(monkeypatch, quick_nolan):
+    """Also those that distill does because their results are missing."""
+    sdata = nk.datasets.simulate(300, K=3, seed=0)
+    devices = []
+
+    def latent(data, *, device, **_):
+        devices.append(device)
+        data["table"].obsm["X_scVI"] = np.log1p(data["table"].X.toarray()[:, :8])
+
+    monkeypatch.setattr("nichekd.pp.expression_features", latent)
+    monkeypatch.setattr("nichekd.tl._nolan.nolan", partial(nk.tl.nolan, fit=quick_nolan))
+    monkeypatch.setattr(nk.settings, "encoder", "color")
+    monkeypatch.setattr(nk.settings, "device", "nowhere")  # whatever asks for it fails
+    nk.tl.distill(sdata, K=3, fit=ONE_EPOCH, device="cpu")
+    assert devices == ["cpu"]

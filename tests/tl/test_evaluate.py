@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import adjusted_rand_score
 
 import nichekd as nk
@@ -127,6 +128,207 @@ def test_out_is_a_file(cells, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file"):
         run(cells, out=tmp_path / "file")
+
+
+def test_soft_agreement_is_the_divergence_from_the_teacher_that_was_taught(finished, cells):
+    """By hand: KL(softmax(teacher / tau) || student), tau as distill finds it for this teacher."""
+    out, table = finished
+    test = (cells.obs["split"] == "test").to_numpy()
+    with np.load(out / "runs/K3_seed1/niche.npz") as kept, np.load(out / "runs/K3_seed1/teacher.npz") as teacher:
+        logits, proba = teacher["logits"], np.maximum(kept["proba"][test].astype(float), 6e-8)
+    adata = cells.copy()
+    adata.obsm["teacher_logits"] = logits
+    tau = nk.tl.distill(adata, use_rep="X_image", fit=SHORT["fit"]).config.temperature
+    soft = np.exp(logits[test].astype(float) / tau)
+    soft /= soft.sum(1, keepdims=True)
+    runs = pd.read_csv(out / "runs.csv").query("key == 'niche' and seed == 1")
+    assert runs["KL"].item() == pytest.approx((soft * np.log(soft / proba)).sum(1).mean(), rel=1e-3)
+    judged = table.set_index("key")["KL"]
+    assert judged[["niche_teacher", "niche_histology_leiden"]].isna().all()
+    assert judged["niche"] < judged["niche_shuffled"]
+    assert "KL" in pd.read_csv(out / "calibration.csv")
+
+
+def test_a_niche_that_no_cell_has_moves_no_other(cells, tmp_path, monkeypatch):
+    """Of K=4 the teacher uses three: a student of its labels knows three, and is judged by their names."""
+    from nichekd._calibration import brier_score
+
+    def all_but_1(run, seed):
+        logits = np.full((run.adata.n_obs, 4), -9, dtype=np.float32)
+        logits[np.arange(run.adata.n_obs), np.array([0, 2, 3])[cells.obs["niche_true"].cat.codes]] = 9
+        run.adata.obsm["teacher_logits"] = logits
+
+    monkeypatch.setattr("nichekd.tl._evaluation_runs.teach", all_but_1)
+    enough = FitSettings(max_epochs=5, min_steps=0, batch_size=96, n_components=8)
+    table = run(cells.copy(), K=4, methods=["niche_hard_labels"], fit=enough, out=tmp_path / "out")
+    with (
+        np.load(tmp_path / "out/runs/K4_seed0/niche_hard_labels.npz") as kept,
+        np.load(tmp_path / "out/runs/K4_seed0/teacher.npz") as teacher,
+    ):
+        labels, proba, truth = kept["labels"], kept["proba"], teacher["logits"].argmax(1)
+    assert proba.shape == (cells.n_obs, 4)
+    assert (proba[:, 1] == 0).all()
+    assert set(labels) <= {0, 2, 3}
+    assert (labels == truth).mean() > 0.5  # a code too low, it would be a third
+    test = (cells.obs["split"] == "test").to_numpy()
+    row = table.set_index("key").loc["niche_hard_labels"]
+    assert row["Brier"] == pytest.approx(brier_score(proba[test].astype(float), truth[test]))
+    assert row["Brier"] < 0.7  # of the columns of others it would be above 1
+
+
+def other_split(adata):
+    adata.obs["split"] = adata.obs["split"].cat.rename_categories({"train": "test", "test": "train"})
+    return {}
+
+
+def other_radius(adata):
+    nk.pp.neighborhoods(adata, radius=float(adata.uns["nichekd"]["radius"]) * 1.1)
+    return {}
+
+
+def other_expression(adata):
+    adata.obsm["X_scVI"] = adata.obsm["X_scVI"] * 2
+    return {}
+
+
+def other_features(adata):
+    adata.obsm["X_image"] = adata.obsm["X_image"] * 2
+    return {}
+
+
+def other_fit(adata):
+    return {"fit": FitSettings(max_epochs=3, min_steps=0, batch_size=192, n_components=8, validation=0.15)}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (other_split, "something else: cells"),
+        (other_radius, "something else: radius"),
+        (other_expression, r"something else: features\.expression\.rows"),
+        (other_features, r"something else: features\.frozen\.rows"),
+        (other_fit, "something else: fit"),
+    ],
+)
+def test_a_call_with_other_settings_is_refused(finished, cells, change, match):
+    adata = cells.copy()
+    changed = change(adata)
+    with pytest.raises(ValueError, match=match):
+        run(adata, out=finished[0], **changed)
+
+
+@pytest.fixture(scope="module")
+def slide():
+    sdata = nk.datasets.simulate(300, K=3, seed=0, image=True)
+    nk.pp.split(sdata)
+    adata = sdata["table"]
+    adata.obsm["X_scVI"] = np.log1p(adata.X.toarray()[:, :8]).astype(np.float32)
+    nk.pp.neighborhoods(sdata)
+    return sdata
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"crop_px": 12}, r"features\.frozen\.crop_px 16, now 12"),
+        ({"mode": "dense"}, r"features\.frozen\.mode 'crop', now 'dense'"),
+        ({"stain": "reinhard"}, r"features\.frozen\.stain None, now 'reinhard'"),
+        ({"mpp": 2.0}, r"features\.frozen\.mpp .*, now 2\.0"),
+    ],
+)
+def test_features_of_other_crops_are_refused(slide, tmp_path, changes, match):
+    wanted = {"use_rep": "X_mine", "methods": ["niche_histology_leiden"], "out": tmp_path / "out"}
+    of = {"encoder": nk.models.Encoder("corners", Corners()), "key_added": "X_mine", "crop_px": 16}
+    nk.pp.histology_features(slide, **of)
+    table = run(slide, **wanted)
+    slide["table"].uns = anndata_reloaded(slide["table"], tmp_path).uns
+    pd.testing.assert_frame_equal(run(slide, **wanted), table)
+    if changes.get("mode") == "dense":
+        slide["table"].uns["nichekd"]["features"]["X_mine"] |= {"mode": "dense", "stride_px": 11}
+    else:
+        nk.pp.histology_features(slide, **of | changes)
+    with pytest.raises(ValueError, match=match):
+        run(slide, **wanted)
+
+
+def anndata_reloaded(adata, folder):
+    import anndata
+
+    adata.write_h5ad(folder / "table.h5ad")
+    return anndata.read_h5ad(folder / "table.h5ad")
+
+
+class Corners(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+def test_features_of_an_encoder_with_slashes_are_found(slide, monkeypatch):
+    nk.models.register_encoder("hf-hub:o/m", lambda weights: nk.models.Encoder("hf-hub:o/m", Corners()), overwrite=True)
+    nk.pp.histology_features(slide, encoder="hf-hub:o/m", crop_px=16)
+
+    def never(*args, **kwargs):
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(nk.pp, "histology_features", never)
+    table = run(slide, use_rep=None, encoder="hf-hub:o/m", methods=["niche_histology_leiden"])
+    assert table["key"].tolist() == ["niche_histology_leiden"]
+
+
+def test_features_of_other_weights_are_not_taken_for_those_named(slide):
+    def encoder(weights):
+        return nk.models.Encoder("weighed", Corners() if weights is None else torch.nn.Flatten(), weights=weights)
+
+    nk.models.register_encoder("weighed", encoder, overwrite=True)
+    nk.pp.histology_features(slide, encoder="weighed", crop_px=16)
+    with pytest.raises(ValueError, match=r"made with weights None, now weights='w\.safetensors'"):
+        run(slide, use_rep=None, encoder="weighed", weights="w.safetensors", methods=["niche_histology_leiden"])
+
+
+def test_the_gene_aware_encoder_of_other_settings_is_refused_and_the_same_is_taken(slide, tmp_path):
+    from nichekd.tl import GeneAwareSettings
+
+    few = GeneAwareSettings(max_epochs=1, crops_per_epoch=8, batch_size=4)
+    wanted = {
+        "use_rep": None,
+        "methods": ["niche_gene_aware_leiden"],
+        "out": tmp_path / "out",
+        "gene_aware": "small_cnn",
+    }
+    table = run(slide, gene_aware_fit=few, **wanted)
+    assert (tmp_path / "out/encoder/encoder.json").is_file()
+    assert not (tmp_path / "out/encoder.new").exists()
+    with pytest.raises(ValueError, match="something else: gene_aware_fit"):
+        run(slide, **wanted)
+    del slide["table"].obsm["X_gene_aware"]
+    with pytest.raises(ValueError, match="something else: gene_aware_fit"):
+        run(slide, **wanted)
+    pd.testing.assert_frame_equal(run(slide, gene_aware_fit=few, **wanted), table)
+
+
+def test_an_encoder_that_was_half_saved_is_not_taken(slide, tmp_path, monkeypatch):
+    from nichekd.tl import GeneAwareSettings
+
+    few = GeneAwareSettings(max_epochs=1, crops_per_epoch=8, batch_size=4)
+    wanted = {
+        "use_rep": None,
+        "methods": ["niche_gene_aware_leiden"],
+        "out": tmp_path / "out",
+        "gene_aware": "small_cnn",
+    }
+    slide["table"].obsm.pop("X_gene_aware", None)
+
+    def killed(encoder, path):
+        path.mkdir()
+        (path / "encoder.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    save = nk.models.Encoder.save
+    monkeypatch.setattr(nk.models.Encoder, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(slide, gene_aware_fit=few, **wanted)
+    monkeypatch.setattr(nk.models.Encoder, "save", save)
+    assert run(slide, gene_aware_fit=few, **wanted)["ARI"].notna().all()
 
 
 def test_leaves_no_labels_in_the_table(finished, cells):

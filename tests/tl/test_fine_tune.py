@@ -7,6 +7,8 @@ from torch import nn
 
 import nichekd as nk
 from nichekd.tl import FitSettings
+from nichekd.tl._fine_tune import in_its_niches
+from nichekd.tl._teacher import LABEL_CONFIDENCE, Teacher
 
 BARELY = FitSettings(max_epochs=1, min_steps=0, batch_size=2000, validation=0, learning_rate=1e-9)
 EPOCH = FitSettings(max_epochs=1, min_steps=0, batch_size=96, validation=0)
@@ -137,3 +139,9 @@ def test_features_of_another_kind(taught, taught_cells):
     taught_cells.uns["nichekd"]["features"] = {"X_image": {"encoder": "color", "fingerprint": "abc"}}
     with pytest.raises(ValueError, match=r"has encoder 'color'; the student was trained on 'uni2'"):
         nk.tl.distill(taught_cells, use_rep="X_image", student=other)
+
+
+def test_logits_of_hundreds_do_not_overflow(taught):
+    teacher = Teacher(np.array([[200.0, 0.0]], dtype=np.float32), ("2", "0"), ("#000000", "#ffffff"), None)
+    logits = in_its_niches(taught[1], teacher).logits
+    assert logits == pytest.approx(np.array([[0.0, 200 + np.log((1 - LABEL_CONFIDENCE) / 3), 200.0]]))

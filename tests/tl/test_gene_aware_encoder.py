@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from scipy.sparse import diags_array
 
 import nichekd as nk
 from nichekd._keys import Keys
 from nichekd.tl import FitSettings, GeneAwareSettings
+from nichekd.tl._batches import validation_part
+from nichekd.tl._gene_aware_fit import encoder_parts
 
 FAST = GeneAwareSettings(max_epochs=2, crops_per_epoch=16)
 
@@ -135,3 +138,32 @@ def test_crops_of_normalised_stain(trained):
         nk.tl.gene_aware_encoder(section(), target="X_latent", crop_px=64, stain="pink")
     with pytest.raises(ValueError, match="µm per pixel"):
         nk.tl.gene_aware_encoder(section(), target="X_latent", crop_px=64, mpp=50)
+
+
+def test_squares_are_the_students_where_a_cell_has_no_transcripts():
+    """The student reads that cell's image: its squares are found among all training cells, so the encoder's are, too."""
+    xy, cells = np.random.default_rng(0).uniform(0, 2000, (10_000, 2)), np.arange(10_000)
+    _, students = validation_part(xy, cells, share=0.1, margin=50)
+    counted = np.delete(cells, students[0])
+    fitted, held_back = encoder_parts(xy, counted, cells, share=0.1, margin=28)
+    assert set(held_back) == set(students[1:])
+    assert not set(fitted) & set(students)
+
+
+def test_squares_are_found_among_all_training_cells(trained, monkeypatch):
+    sdata = section()
+    train = np.flatnonzero(sdata["table"].obs["split"] == "train")
+    rows = np.ones(600)
+    rows[train[0]] = 0
+    sdata["table"].X = diags_array(rows).tocsr() @ sdata["table"].X
+    given = {}
+
+    def stop(*args, all_train, **_):
+        given.update(train=args[3], all_train=all_train)
+        raise InterruptedError
+
+    monkeypatch.setattr("nichekd.tl._gene_aware_fit.fit_gene_aware", stop)
+    with pytest.raises(InterruptedError):
+        nk.tl.gene_aware_encoder(sdata, target="X_latent", crop_px=64, fit=FAST)
+    assert given["train"].tolist() == train[1:].tolist()
+    assert given["all_train"].tolist() == train.tolist()

@@ -48,6 +48,11 @@ def test_usage(line):
     assert attrs["usage_entropy"] == pytest.approx(np.log(2) / np.log(3))
 
 
+def test_one_class_is_used_alone(line):
+    line.obs["niche_teacher"] = "all"
+    assert nk.tl.niche_summary(line, n_markers=0).attrs["usage_entropy"] == 0
+
+
 def test_subset(line):
     line.obs["split"] = list("rrrrrr")
     line.obs["split"] = ["train"] * 3 + ["test"] * 3

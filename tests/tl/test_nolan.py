@@ -215,7 +215,7 @@ def test_features_that_are_no_matrix(cells):
 
 def test_neighborhoods_older_than_the_split(cells):
     del cells.obs["split"]
-    nk.pp.neighborhoods(cells)
+    nk.pp.neighborhoods(cells, radius=40.0)
     with pytest.warns(UserWarning, match="made before this split"):
         nk.pp.split(cells, mpp=0.25)
     with pytest.raises(ValueError, match=r"edges between parts of obs\['split'\].*Run nk.pp.neighborhoods again"):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -25,6 +27,14 @@ def new_slide():
     sdata = nk.datasets.simulate(n_cells=80, K=2, seed=5, mpp=0.5)
     bare = AnnData(obs=sdata["table"].obs[[]], obsm={"spatial": sdata["table"].obsm["spatial"]})
     return nk.io.paired(bare, np.asarray(sdata["he"].data), mpp=0.5)
+
+
+def with_features(model, **changed):
+    """The model, as if it had been trained on features of another record."""
+    config = replace(model.config, features=model.config.features | changed)
+    other = nk.models.AbundanceModel(config)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
 
 
 def test_h_and_e_alone_is_enough(trained, new_slide, tmp_path):
@@ -91,6 +101,25 @@ def test_features_of_another_length(trained, new_slide):
     new_slide["table"].obsm["X_own"] = np.ones((80, 7))
     with pytest.raises(ValueError, match="has 7 features; the model reads 42"):
         nk.tl.predict_abundance(new_slide, trained[1], use_rep="X_own")
+
+
+def test_weights_of_another_machine(trained, new_slide):
+    """The path was right where the model was trained; here the encoder is found by its name."""
+    model = with_features(trained[1], weights="/elsewhere/color.safetensors")
+    nk.tl.predict_abundance(new_slide, model)
+    assert "X_color" in new_slide["table"].obsm
+
+
+def test_other_weights_are_found_out_before_anything_is_encoded(trained, new_slide):
+    model = with_features(trained[1], fingerprint="0123456789abcdef")
+    with pytest.raises(
+        ValueError, match=r"model reads features of encoder 'color' with other weights.*0123456789abcdef"
+    ):
+        nk.tl.predict_abundance(new_slide, model)
+    assert not new_slide["table"].obsm.keys() - {"spatial"}
+    model = with_features(trained[1], encoder="gone")
+    with pytest.raises(ValueError, match=r"encoder 'gone', which is not here.*use_rep="):
+        nk.tl.predict_abundance(new_slide, model)
 
 
 def test_missing_features(trained, new_slide):

@@ -112,11 +112,35 @@ def test_smoothed_target_is_judged_unsmoothed_too(tmp_path):
     table = predict(adata, genes=panel)
     assert table["gene"].tolist() == panel
     assert table["pearson"].mean() > table["pearson_unsmoothed"].mean() + 0.1
-    assert np.isnan(adata.layers["predicted"][:, 6:]).all()
-    assert np.isfinite(adata.layers["predicted"][:, :6]).all()
+    assert "predicted" not in adata.layers, "a layer has a column for every gene"
+    predicted = adata.obsm["predicted"]
+    assert predicted.columns.tolist() == panel
+    assert predicted.index.equals(adata.obs_names)
+    assert (predicted.dtypes == np.float32).all()
+    assert np.isfinite(predicted.to_numpy()).all()
     adata.write_h5ad(tmp_path / "cells.h5ad")
     again = anndata.read_h5ad(tmp_path / "cells.h5ad")
-    assert np.array_equal(again.layers["predicted"], adata.layers["predicted"], equal_nan=True)
+    assert again.obsm["predicted"].equals(predicted)
+
+
+def test_a_panel_is_predicted_as_it_is_among_all_genes():
+    adata = cells()
+    adata.var_names = [f"g{i}" for i in range(5)]
+    predict(adata)
+    predict(adata, genes=["g3"], key_added="one")
+    # the strength of the penalty is chosen for those asked for
+    both = adata.obsm["one"]["g3"].to_numpy(), adata.layers["predicted"][:, 3]
+    assert np.corrcoef(*both)[0, 1] > 0.99
+
+
+def test_more_than_memory_holds_is_refused_first(monkeypatch):
+    from nichekd.tl import _predict_expression as module
+
+    adata = cells(30)
+    monkeypatch.setattr(module, "MOST_BYTES", 4 * 30 * 4)
+    with pytest.raises(ValueError, match=r"5 genes of 30 cells .*Name a panel by genes=, of up to 4"):
+        predict(adata)
+    predict(adata, genes=list(adata.var_names[:4]))
 
 
 def test_bad_input():

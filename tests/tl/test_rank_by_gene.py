@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import anndata
 import numpy as np
@@ -16,7 +17,7 @@ from nichekd.tl import RankByGeneSettings
 FAST = RankByGeneSettings(
     n_out=8, max_epochs=1, min_steps=150, batch_size=64, n_genes=40, learning_rate=3e-3, validation=0.2, margin=5.0
 )
-QUICK = {"use_rep": "X_image", "fit": FAST, "momentum": 0.9}
+QUICK: dict[str, Any] = {"use_rep": "X_image", "fit": FAST, "momentum": 0.9}
 TINY = replace(FAST, min_steps=3, validation=0.0)
 SHORT = QUICK | {"fit": replace(FAST, min_steps=12)}  # long enough to choose among weights
 
@@ -101,6 +102,18 @@ def test_held_back_cells_are_judged_on_the_scales_that_are_trained():
     assert found["slide",] == pytest.approx(1, abs=1e-3)
     assert found["across",] < 0.8
     assert found["slide", "across"] == pytest.approx((found["slide",] + found["across",]) / 2, abs=0.01)
+
+
+def test_a_slide_whose_cells_express_alike_does_not_judge(cells):
+    """Its agreement would be NaN, and no weights better than those at the start."""
+    cells.obs["slide"] = np.where(np.arange(400) % 2, "left", "right")
+    smoothed = cells.layers["smoothed"].toarray()
+    smoothed[cells.obs["slide"] == "left"] = 1
+    cells.layers["smoothed"] = smoothed
+    options = QUICK | {"library_key": "slide", "scales": "slide", "fit": replace(FAST, min_steps=30)}
+    with pytest.warns(UserWarning, match="held-back cells of 'left' all express the same"):
+        model = nk.tl.rank_by_gene(cells, **options)
+    assert np.isfinite(model.history["validation_agreement"]).all()
 
 
 def test_what_is_recorded(trained):
@@ -327,6 +340,30 @@ def test_the_encoder_itself_is_trained_and_travels_along(slide, tmp_path, monkey
     nk.tl.embed_histology(other, loaded)
     assert other["table"].obsm["X_rank_by_gene"].shape == (300, 8)
     assert "X_rank_by_gene_encoder" in other["table"].obsm
+
+
+def test_crops_that_reach_into_the_test_strip_are_warned_of():
+    sdata = nk.datasets.simulate(300, K=2, seed=0, mpp=0.5)
+    nk.pp.split(sdata, crop_px=8)
+    start = nk.models.Encoder("conv", build_mean())
+    with pytest.warns(UserWarning, match=r"some of the same tissue is in both.*crop_px=32") as warned:
+        nk.tl.rank_by_gene(sdata, encoder=start, crop_px=32, fit=TINY)
+    assert warned[0].filename == __file__
+
+
+def test_the_model_leaves_the_device_after_an_error(slide, monkeypatch):
+    model = nk.tl.rank_by_gene(slide, fit=TINY)
+    moves = []
+    monkeypatch.setattr(model, "to", lambda where: moves.append(str(where)) or model)
+
+    def broken(rows):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "forward", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        nk.tl.embed_histology(slide, model, device="cpu", copy=True)
+    assert len(moves) == 2
+    assert moves[-1] == "cpu"
 
 
 def test_missing_parts_of_a_student_are_found_by_it(slide):

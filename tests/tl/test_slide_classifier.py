@@ -123,6 +123,21 @@ def test_one_slide_without_a_library(trained):
     assert table["n_cells"].tolist() == [40]
 
 
+def test_the_model_leaves_the_device_after_an_error(trained, monkeypatch):
+    adata, model, _ = trained
+    moves = []
+    monkeypatch.setattr(model, "to", lambda where: moves.append(str(where)) or model)
+
+    def broken(rows):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "forward", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        nk.tl.predict_slides(adata, model, library_key="slide", device="cpu")
+    assert len(moves) == 2
+    assert moves[-1] == "cpu"
+
+
 def test_slides_without_a_class_do_not_teach():
     adata = cohort(12)
     adata.obs["grade"] = adata.obs["grade"].where(adata.obs["slide"] != "s01")

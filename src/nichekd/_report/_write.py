@@ -154,9 +154,7 @@ def _pictures(
         ),
     }
     if adata.obs[key].notna().any():
-        crops = pl.crops(
-            sdata, key=key, proba_key=Keys.student(key)[1], n_crops=N_CROPS, crop_px=crop_px, reference=key, **where
-        )
+        crops = pl.crops(sdata, key=key, n_crops=N_CROPS, crop_px=crop_px, reference=key, **where)
         figures["crops"] = (crops, "Crops of the slide, a row per niche", CROPS_DPI)
     shown = {name: picture(figure, alt, dpi=dpi) for name, (figure, alt, dpi) in figures.items()}
     return {"crops": "<p>No cell has a niche.</p>"} | shown | {"field": f"{crop_px * image.mpp:.0f}"}

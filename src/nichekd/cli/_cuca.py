@@ -70,6 +70,7 @@ def train(
     from nichekd._record import notes
     from nichekd._resolve import get_table
     from nichekd.cli import _data
+    from nichekd.cli._split import split_tissue
 
     _check(abundance_key, cell_type_key, spots=spots, use_rep=use_rep)
     _data.check_features(encoder=encoder, use_rep=use_rep, weights=weights)
@@ -77,14 +78,14 @@ def train(
     _data.check_free(results, overwrite=overwrite, inputs=[data, image])
     cells = _data.read(data, image, mpp=mpp)
     if split and not spots:
-        nk.pp.split(cells, table_key=table_key)
+        split_tissue(cells, use_rep=use_rep, table_key=table_key)
     if cell_type_key is not None:
         made = nk.pp.neighborhood_composition(
             cells, cell_type_key=cell_type_key, radius=radius, spots=spots, library_key=library_key, table_key=table_key
         )
         cells = made if made is not None else cells
     if split and spots:
-        nk.pp.split(cells, table_key=table_key)
+        split_tissue(cells, use_rep=use_rep, table_key=table_key)
     adata = get_table(cells, table_key)
     last = notes(adata).get("use_rep")
     if encoder is not None or (use_rep is None and last is None):
@@ -96,12 +97,11 @@ def train(
         align=None if align == "none" else align,  # type: ignore[arg-type]  # another word is refused there
         seed=seed, device=device, table_key=table_key,
     )  # fmt: skip
-    for path in results:
-        _data.remove(path)
-    model.save(out / "model")
-    if split:
-        _judge(cells, truth, library_key, out, table_key=table_key)
-    _data.write(cells, out / ("result.h5ad" if isinstance(cells, AnnData) else "result.zarr"), table_key=table_key)
+    with _data.replacing(results) as new:
+        model.save(new / "model")
+        if split:
+            _judge(cells, truth, library_key, new, table_key=table_key)
+        _data.write(cells, new / ("result.h5ad" if isinstance(cells, AnnData) else "result.zarr"), table_key=table_key)
     typer.echo(f"Model and abundances written to {out}")
 
 

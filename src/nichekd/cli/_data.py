@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nichekd.cli._words import words_of_the_shell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
 
 ZARR, H5AD = ".zarr", ".h5ad"
+NEW = ".new"  # in the folder of results
 GROUP = ("zarr.json", ".zgroup", ".zmetadata")  # what a zarr of format 3, or 2, has at its top
 
 
@@ -153,6 +155,31 @@ def write(data: AnnData | SpatialData, path: Path, *, table_key: str = "table") 
         raise
     remove(path)
     new.rename(path)
+
+
+@contextmanager
+def replacing(paths: Sequence[Path]) -> Iterator[Path]:
+    """A new folder to write results to; they take the place of ``paths``, all in one folder, when all are written.
+
+    Of ``paths`` those that were not written anew go: they would be of an earlier run.
+    """
+    out = paths[0].parent
+    new, made = out / NEW, [folder for folder in (out, *out.parents) if not folder.exists()]
+    remove(new)  # of a run that was killed
+    new.mkdir(parents=True)
+    try:
+        yield new
+    except BaseException:
+        remove(new)
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+    for path in paths:
+        remove(path)
+        if (new / path.name).exists():
+            (new / path.name).rename(path)
+    remove(new)
 
 
 def remove(path: Path) -> None:

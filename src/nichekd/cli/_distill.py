@@ -62,13 +62,14 @@ def distill(
     import nichekd as nk
     from nichekd.cli import _data
     from nichekd.cli._report import report
+    from nichekd.cli._split import split_tissue
 
     results = [out / name for name in ("student", "result.zarr", "result.h5ad", "niches.png", "agreement.csv")]
     _data.check_features(encoder=encoder, use_rep=use_rep, weights=weights, gene_aware=gene_aware)
     _data.check_free(results, overwrite=overwrite, inputs=[data, image])
     cells = _data.read(data, image, mpp=mpp)
     if split:
-        nk.pp.split(cells, table_key=table_key)
+        split_tissue(cells, use_rep=use_rep, table_key=table_key)
     if gene_aware is not None:
         trained = nk.tl.gene_aware_encoder(
             cells, encoder=gene_aware, weights=weights, seed=seed, device=device, table_key=table_key
@@ -79,8 +80,7 @@ def distill(
     student = nk.tl.distill(
         cells, n_niches, use_rep=use_rep, teacher=teacher, seed=seed, device=device, table_key=table_key
     )
-    for path in results:
-        _data.remove(path)
-    student.save(out / "student")
-    report(cells, out, teacher=teacher, table_key=table_key)
+    with _data.replacing(results) as new:
+        student.save(new / "student")
+        report(cells, new, teacher=teacher, table_key=table_key)
     typer.echo(f"Student and niches written to {out}")

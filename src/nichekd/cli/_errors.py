@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import sys
+import traceback
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ class Commands(TyperGroup):
                 if ctx.params.get("debug", False) or isinstance(err, typer.Abort) or hasattr(err, "exit_code"):
                     raise
                 bad_input = isinstance(err, BAD_INPUT)
-                more = "" if bad_input or is_full_disk(err) else " (nichekd --debug … shows where)"
+                more = "" if (bad_input and is_told(err)) or is_full_disk(err) else " (nichekd --debug … shows where)"
                 typer.echo(f"Error: {one_line(err)}{more}", err=True)
                 raise typer.Exit(BAD_INPUT_CODE if bad_input else FAILURE_CODE) from err
 
@@ -50,6 +51,12 @@ def one_line(err: Exception) -> str:
         return " ".join(message.split())
     message = " ".join(message.split())
     return message if isinstance(err, BAD_INPUT) and message else f"{type(err).__name__}: {message}".rstrip(": ")
+
+
+def is_told(err: Exception) -> bool:
+    """Whether nichekd says in a sentence what is wrong: else it is another library that fails, or a slip of ours."""
+    *_, (frame, _) = traceback.walk_tb(err.__traceback__)
+    return frame.f_globals.get("__name__", "").split(".")[0] == "nichekd" and one_line(err).endswith((".", "?", "!"))
 
 
 def is_full_disk(err: BaseException) -> bool:

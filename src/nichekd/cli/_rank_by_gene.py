@@ -75,9 +75,8 @@ def train(
         device=device,
         table_key=table_key,
     )
-    for path in results:
-        _data.remove(path)
-    model.save(out)
+    with _data.replacing(results) as new:
+        model.save(new)
     typer.echo(f"Model written to {out}")
 
 

@@ -113,7 +113,7 @@ def has_features(cells: AnnData | SpatialData, student: NicheStudent, *, table_k
     from nichekd._keys import Keys
     from nichekd._record import notes
     from nichekd._resolve import get_table
-    from nichekd.tl._student_inputs import same_kind
+    from nichekd.tl._recorded_features import same_kind
 
     if getattr(cells, "images", None) and not cells.tables:  # type: ignore[union-attr]
         return False

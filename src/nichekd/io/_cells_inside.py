@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MOST_OUTSIDE = 0.5  # share of the cells beyond which the alignment is wrong, not the image small
 
 
-def inside(xy_px: NDArray[np.float64], width: int, height: int, what: str) -> NDArray[np.bool_]:
+def inside(xy_px: NDArray[np.float64], width: int, height: int, what: str, *, stacklevel: int = 3) -> NDArray[np.bool_]:
     """Which cells lie inside an image, (n,); warns of the others, which are to be left out.
 
     Parameters
@@ -29,6 +29,8 @@ def inside(xy_px: NDArray[np.float64], width: int, height: int, what: str) -> ND
         Of the image, pixels.
     what
         What else may be wrong, for the message.
+    stacklevel
+        Of the warning: 3 where the caller is the reader itself.
 
     Raises
     ------
@@ -45,7 +47,7 @@ def inside(xy_px: NDArray[np.float64], width: int, height: int, what: str) -> ND
         raise ValueError(
             f"{where}: x runs from {low[0]:,.0f} to {high[0]:,.0f} px, y from {low[1]:,.0f} to {high[1]:,.0f} px. {what}"
         )
-    warnings.warn(f"{where} and are left out.", UserWarning, stacklevel=4)
+    warnings.warn(f"{where} and are left out.", UserWarning, stacklevel=stacklevel)
     return kept
 
 
@@ -61,7 +63,7 @@ def keep_cells_inside(sdata: SpatialData, table_key: str, shapes_key: str, image
     xy = centres_um(table)
     _, height, width = full_resolution(sdata.images[image_key]).shape
     xy_px = apply(find_frame(sdata, table, image_key, xy).to_pixels, xy)
-    kept = inside(xy_px, width, height, "Hand in the alignment of this image by he_alignment=.")
+    kept = inside(xy_px, width, height, "Hand in the alignment of this image by he_alignment=.", stacklevel=4)
     if not kept.all():
         shapes = sdata.shapes[shapes_key]
         names = table.obs.loc[kept, table.uns["spatialdata_attrs"]["instance_key"]]

@@ -107,7 +107,7 @@ def paired(
             f"image_key {image_key!r} and table_key {table_key!r} have to differ from each other and from {CELLS!r}, "
             "the name of the shapes."
         )
-    xy = centres_um(adata)
+    xy = centres_um(adata, together=True)
     if not adata.obs_names.is_unique:
         raise ValueError("obs_names repeat, so cells can't be told apart. Run adata.obs_names_make_unique() first.")
     pixels, metadata_mpp, source = _open(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,6 @@ from nichekd.models._lora import LoraSettings, add_lora, load_lora, lora_state
 from nichekd.models._saved_model import SavedModel
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
     from nichekd.models._encoder import Encoder
@@ -192,7 +191,9 @@ def adapted_encoder(described: dict[str, Any], lora: LoraSettings, encoder: Enco
     from nichekd.models._encoder_registry import get_encoder
 
     name = described.get("encoder", "unknown")
-    base = encoder if encoder is not None else get_encoder(name, weights=described.get("weights"))
+    noted = described.get("weights")  # where they were on the machine that trained it, or nowhere
+    weights = noted if noted is not None and Path(noted).is_file() else None
+    base = encoder if encoder is not None else get_encoder(name, weights=weights)
     if base.fingerprint != described.get("fingerprint"):
         raise ValueError(
             f"Encoder {base.name!r} has fingerprint {base.fingerprint}; the features were made by {name!r} with "

@@ -179,7 +179,8 @@ def _pretrained(name: str, *, from_hub: bool) -> nn.Module:
 
     advice = (
         "Run again with a connection (and, for a gated model, a token: `hf auth login`), hand in a file by weights=, or "
-        "take an encoder that needs no hub, encoder='efficientnet_lite0'."
+        "take an encoder that needs no hub: encoder='efficientnet_lite0', or for good nk.settings.encoder = "
+        "'efficientnet_lite0', which encoder=None takes."
     )
     if not from_hub:
         pretrained = get_pretrained_cfg(name)

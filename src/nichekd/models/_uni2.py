@@ -32,7 +32,7 @@ KWARGS: dict[str, Any] = {
 ADVICE = (
     "Either accept the licence at https://huggingface.co/MahmoodLab/UNI2-h, log in with a token (`hf auth login`) and "
     "run again with a connection; or do without the hub: weights='pytorch_model.bin' if you have the file, or another "
-    "encoder, encoder='efficientnet_lite0'."
+    "encoder, encoder='efficientnet_lite0', or for good nk.settings.encoder = 'efficientnet_lite0', which encoder=None takes."
 )
 
 

@@ -31,7 +31,7 @@ def crops(
     data: SpatialData,
     *,
     key: str = Keys.NICHE,
-    proba_key: str = Keys.STUDENT_PROBA,
+    proba_key: str | None = None,
     n_crops: int = 6,
     subset: str | None = None,
     crop_px: int = 224,
@@ -55,7 +55,8 @@ def crops(
     key
         Column of ``obs`` with the niches.
     proba_key
-        Slot of ``obsm`` with their probabilities, (n, K), columns in the order of the categories of ``key``.
+        Slot of ``obsm`` with their probabilities, (n, K), columns in the order of the categories of ``key``. Default:
+        what the student of ``key`` wrote, ``"student_proba"`` of ``"niche"``, ``"old_proba"`` of ``"niche_old"``.
     n_crops
         Crops per niche; fewer where a niche has fewer cells.
     subset
@@ -96,7 +97,7 @@ def crops(
     if n_crops < 1 or crop_px < 1:
         raise ValueError(f"n_crops={n_crops} and crop_px={crop_px}; both have to be at least 1.")
     labels = labels_of(adata, key)
-    proba = _sureness(adata, proba_key, labels, key)
+    proba = _sureness(adata, proba_key or Keys.student(key)[1], labels, key)
     mask = subset_mask(adata, subset, split_key=split_key)
     image = get_image(data, adata, image_key=image_key)
     chosen = {

@@ -12,7 +12,7 @@ from nichekd._image import has_image
 from nichekd._loose_image import get_image_loosely
 from nichekd._record import record
 from nichekd._resolve import get_table
-from nichekd.pp._shift_tiles import tile_surfaces
+from nichekd.pp._shift_tiles import TooFewCellsError, tile_surfaces
 from nichekd.pp._shifts import TRANSFORMS, Peak, Surface, best_peak
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ def warn_if_misaligned(sdata: Any, *, image_key: str | None = None, table_key: s
     -------
     The global shift in µm, or ``None`` where it can't be told.
 
+    Raises
+    ------
+    KeyError
+        If there is no such table, or no image ``image_key``.
+
     Warns
     -----
     UserWarning
@@ -151,12 +156,23 @@ def warn_if_misaligned(sdata: Any, *, image_key: str | None = None, table_key: s
     """
     if not has_image(sdata):
         return None
+    unseen = "the alignment of cells and image was not looked at: %s"
+    adata = get_table(sdata, table_key)
+    if image_key is not None and image_key not in sdata.images:
+        raise KeyError(f"The SpatialData has no image {image_key!r}; it has {sorted(sdata.images)}. Name one of them.")
+    try:
+        get_image_loosely(sdata, adata, image_key=image_key)
+    except (KeyError, TypeError, ValueError) as err:
+        # several images and none named, none that is 8-bit RGB, or no way from the cells to it: with features at hand
+        # the image may not be needed, and whoever needs it will say so
+        log.info(unseen, err)
+        return None
     try:
         table = alignment_qc(sdata, image_key=image_key, transforms=False, table_key=table_key)
         if not _is_sure(table):  # perhaps turned
             table = alignment_qc(sdata, image_key=image_key, table_key=table_key)
-    except (KeyError, TypeError, ValueError) as err:  # whoever needs the image will say so
-        log.info("the alignment of cells and image was not looked at: %s", err)
+    except TooFewCellsError as err:  # a small section may be taught, and tells nothing of its place
+        log.info(unseen, err)
         return None
     whole = table.iloc[0]
     if not _is_sure(table):

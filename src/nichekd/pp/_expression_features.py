@@ -39,6 +39,7 @@ def expression_features(
     seed: int = 0,
     save_model: str | Path | None = None,
     key_added: str | None = None,
+    device: str | None = None,
     table_key: str = "table",
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
@@ -75,6 +76,9 @@ def expression_features(
         Folder to save the fitted model to, for later calls with ``model=`` and for :meth:`scvi.model.SCVI.load`.
     key_added
         Key of the latent in ``obsm`` in place of ``X_scVI``.
+    device
+        Lightning's accelerator that the model is fitted on; default ``nk.settings.device``. One that is handed in stays
+        where it is.
     table_key
         Table of a ``SpatialData``.
     copy
@@ -132,6 +136,7 @@ def expression_features(
             n_latent=n_latent,
             max_epochs=max_epochs,
             seed=seed,
+            device=device,
         )
         origin = {"batch_key": batch_key, "split_key": split_key, "seed": seed, **_scvi_fit.summary(scvi_model)}
         if save_model is not None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +151,10 @@ class FeatureStore:
             self._pending.clear()
             yield
             if self.is_complete:
-                (self.path / LOCK).unlink(missing_ok=True)
+                with suppress(
+                    PermissionError
+                ):  # Windows, while it is held: all cells are done, and a lock does no harm
+                    (self.path / LOCK).unlink(missing_ok=True)
         finally:
             lock.release()
 

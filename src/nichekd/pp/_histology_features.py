@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -206,8 +205,7 @@ def histology_features(
         used = known or (network.precision(precision) if cluster is None else cluster.precision(network, precision))
         features = _in_store(plan, kept, about, used, cluster)
         about["store"] = str(kept.path)
-    name = re.sub(r"[^\w.\-]", "_", network.name)  # one of a hub has slashes
-    key = key_added or Keys.features(name if mode == "crop" else f"{name}_dense")
+    key = key_added or Keys.features(network.name if mode == "crop" else f"{network.name}_dense")
     adata.obsm[key] = features
     notes(adata).setdefault(Keys.FEATURES, {})[key] = about | {"precision": used}
     notes(adata)[Keys.LAST_REP] = key

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from nichekd._keys import Keys
 from nichekd._resolve import centres_um, require
+from nichekd._sections import library_codes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,21 +28,10 @@ def centres_by_library(adata: AnnData, library_key: str | None) -> tuple[NDArray
         If a cell has no library, or centres are not as :func:`~nichekd._resolve.centres_um` wants them.
     """
     if library_key is None:
-        return centres_um(adata), np.zeros(adata.n_obs, dtype=np.int64)
-    column = adata.obs.get(library_key)
-    if column is None:
-        raise KeyError(
-            f"obs[{library_key!r}] is missing; obs has {sorted(map(str, adata.obs))}. Name the column that says which "
-            "section a cell is from by library_key=, or leave it out for a single section."
-        )
-    if column.isna().any():
-        raise ValueError(
-            f"obs[{library_key!r}] is missing for {column.isna().sum():,} of {len(column):,} cells. Fill it in, or "
-            f"drop them: adata[adata.obs[{library_key!r}].notna()].copy()."
-        )
-    code = pd.factorize(column)[0].astype(np.int64)
+        return centres_um(adata, together=True), np.zeros(adata.n_obs, dtype=np.int64)
+    code = library_codes(adata, library_key)
     for library in range(code.max(initial=-1) + 1):
-        centres_um(adata[code == library])
+        centres_um(adata[code == library], together=True)
     return np.asarray(require(adata, "obsm", Keys.SPATIAL, run="nk.io.paired"), dtype=np.float64), code
 
 

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from nichekd._keys import Keys, Split
 from nichekd._labels import labels_of
 from nichekd._record import notes, record
-from nichekd._resolve import get_table, split_of, working_copy
+from nichekd._resolve import get_table, sides_of, working_copy
 from nichekd.pp._estimate_radius import estimate_radius
 from nichekd.pp._libraries import centres_by_library
 from nichekd.pp._radius_graph import radius_graph
@@ -37,6 +37,7 @@ def neighborhood_composition(
     layer: str | None = None,
     split_key: str | None = Keys.SPLIT,
     library_key: str | None = None,
+    image_key: str | None = None,
     key_added: str = Keys.CELL_ABUNDANCE,
     table_key: str = "table",
     copy: bool = False,
@@ -67,9 +68,11 @@ def neighborhood_composition(
         Of the raw counts that spots sum up; ``X`` if left out. A table without genes makes spots without.
     split_key
         Column of ``obs`` with ``train`` / ``test`` / ``buffer``, which spots don't look at; if the default one is
-        absent, or for ``None``, all cells are on one side.
+        absent or holds other words, which is logged, or for ``None``, all cells are on one side.
     library_key
         Column of ``obs`` that tells sections apart, each with coordinates of its own.
+    image_key
+        Name of the image on which spots lie; may be left out where there is one, or one that is 8-bit RGB.
     key_added
         ``obsm`` key of the numbers.
     table_key
@@ -89,10 +92,10 @@ def neighborhood_composition(
     Raises
     ------
     KeyError
-        If a column or ``obsm["spatial"]`` is missing.
+        If a column or ``obsm["spatial"]`` is missing, or there is no image ``image_key``.
     ValueError
-        If ``radius`` or ``spot_distance`` is not a positive number, no cell has a type, no spot holds a cell, or the
-        genes of spots are not raw counts.
+        If ``radius`` or ``spot_distance`` is not a positive number, no cell has a type, no spot holds a cell, the
+        genes of spots are not raw counts, or spots have several images to lie on and none is named.
 
     Examples
     --------
@@ -120,14 +123,15 @@ def neighborhood_composition(
         radius = VISIUM_RADIUS if radius is None else float(radius)
         data = make_spots(
             data, adata, xy, library, radius=radius, distance=spot_distance, layer=layer, library_key=library_key,
-            count=lambda members: _table(members @ _one_hot(types), types), key_added=key_added, table_key=table_key,
+            count=lambda members: _table(members @ _one_hot(types), types), image_key=image_key, key_added=key_added,
+            table_key=table_key,
         )  # fmt: skip
         adata = get_table(data, table_key)
     else:
         data = working_copy(data, copy)
         adata = get_table(data, table_key)
         radius = _radius(data, adata, radius, split_key=split_key, library_key=library_key, table_key=table_key)
-        around = _around(xy, radius, split_of(adata, split_key), library)
+        around = _around(xy, radius, sides_of(adata, split_key), library)
         kinds = _one_hot(types)
         adata.obsm[key_added] = _table(around @ kinds + kinds, types, adata.obs_names)
     record(

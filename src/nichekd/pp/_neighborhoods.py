@@ -12,7 +12,8 @@ from scipy.sparse import csr_matrix
 from nichekd._image import has_image
 from nichekd._keys import Keys, Split
 from nichekd._record import notes, record
-from nichekd._resolve import get_table, split_of, working_copy
+from nichekd._resolve import get_table, sides_of, working_copy
+from nichekd._sections import recorded_library
 from nichekd._units import as_number, warn_if_pixels
 from nichekd.pp._estimate_radius import estimate_radius
 from nichekd.pp._libraries import centres_by_library
@@ -52,8 +53,8 @@ def neighborhoods(
     radius
         In µm. ``None`` takes ``uns["nichekd"]["radius"]``, or else estimates it by ``nk.pp.estimate_radius``.
     split_key
-        Column of ``obs`` with ``train`` / ``test`` / ``buffer``; if the default one is absent, or for ``None``, all
-        cells are on one side.
+        Column of ``obs`` with ``train`` / ``test`` / ``buffer``; if the default one is absent or holds other words,
+        which is logged, or for ``None``, all cells are on one side. With a radius, there may be no ``train`` cell.
     library_key
         Column of ``obs`` that tells sections apart, each with coordinates of its own.
     table_key
@@ -96,7 +97,9 @@ def neighborhoods(
     xy, library = centres_by_library(adata, library_key)
     if library_key is None and not has_image(data):
         warn_if_pixels(xy)
-    split = split_of(adata, split_key)
+    if library_key is None and (recorded := recorded_library(adata)) is not None:
+        log.warning("Sections of obs[%r] are not told apart: library_key=%r does it", recorded, recorded)
+    split = sides_of(adata, split_key)
     radius = _radius(data, adata, radius, split_key=split_key, library_key=library_key, table_key=table_key)
     graph = radius_graph(xy, radius, _groups(split, library))
 

@@ -49,6 +49,7 @@ def fit(
     n_latent: int,
     max_epochs: int | None,
     seed: int,
+    device: str | None = None,
 ) -> SCVI:
     """A trained scVI model of ``counts``, (n_cells, n_genes); ``layer`` and ``batch`` go into its registry."""
     table = model_table(counts, genes, layer, {} if batch is None else {str(batch.name): batch.to_numpy()})
@@ -56,7 +57,7 @@ def fit(
     patience = max(3, epochs // 12)
     parts = held_out_parts(table.n_obs, batch_size, seed)
     log.info("scVI: %d training cells, %d genes, at most %d epochs", table.n_obs, table.n_vars, epochs)
-    accelerator, devices = accelerator_and_devices()
+    accelerator, devices = accelerator_and_devices(device)
     with quiet(), random_state_kept(seed), few_threads(table.n_vars):
         from lightning.pytorch.callbacks import EarlyStopping
         from scvi.model import SCVI

@@ -19,6 +19,10 @@ FEWEST = 20  # cells in a tile
 CACHE_BYTES = 64 * 2**20
 
 
+class TooFewCellsError(ValueError):
+    """No tile has enough cells on the image."""
+
+
 def tile_surfaces(
     image: CellImage, max_shift_um: float, grid: tuple[int, int], mpp: float, transforms: tuple[str, ...]
 ) -> dict[str, list[Surface]]:
@@ -26,7 +30,7 @@ def tile_surfaces(
 
     Raises
     ------
-    ValueError
+    TooFewCellsError
         If there is no such tile.
     """
     factor = mpp / image.mpp
@@ -43,7 +47,7 @@ def tile_surfaces(
             if surface.n_cells >= FEWEST:
                 found[transform].append(surface)
     if not any(found.values()):
-        raise ValueError(
+        raise TooFewCellsError(
             f"No tile of {grid[0]} × {grid[1]} has {FEWEST} cells on image {image.key!r}; there are "
             f"{len(image.xy_px):,} cells. Take fewer, larger tiles (grid=(1, 1)), or look at the units of "
             "obsm['spatial']: it has to be in µm."

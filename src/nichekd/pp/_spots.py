@@ -32,6 +32,7 @@ def make_spots(
     layer: str | None,
     library_key: str | None,
     count: Callable[[csr_matrix], pd.DataFrame],
+    image_key: str | None,
     key_added: str,
     table_key: str,
 ) -> AnnData | SpatialData:
@@ -47,13 +48,17 @@ def make_spots(
         Of the counts, and column of the library.
     count
         From which cells are in which spot, (n_spots, n), to the abundances.
+    image_key
+        The image on which the spots lie.
     key_added, table_key
         Where they go.
 
     Raises
     ------
+    KeyError
+        If there is no image ``image_key``.
     ValueError
-        If no spot holds a cell, or the genes are not raw counts.
+        If no spot holds a cell, the genes are not raw counts, or there are several images and none is named.
     """
     from anndata import AnnData
 
@@ -90,7 +95,7 @@ def make_spots(
     abundance = count(within)
     abundance.index = spots.obs_names
     spots.obsm[key_added] = abundance
-    return spots if isinstance(data, AnnData) else _on_slide(data, adata, spots, radius, table_key)
+    return spots if isinstance(data, AnnData) else _on_slide(data, adata, spots, radius, image_key, table_key)
 
 
 def hexagonal_grid(xy: NDArray[np.float64], distance: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -121,7 +126,9 @@ def _inside(centres: NDArray[np.float64], xy: NDArray[np.float64], radius: float
     return csr_matrix((np.ones(len(indices), dtype=np.float32), indices, indptr), shape=(len(centres), len(xy)))
 
 
-def _on_slide(sdata: SpatialData, cells: AnnData, spots: AnnData, radius: float, table_key: str) -> SpatialData:
+def _on_slide(
+    sdata: SpatialData, cells: AnnData, spots: AnnData, radius: float, image_key: str | None, table_key: str
+) -> SpatialData:
     """Spots as circles on the images of the cells."""
     from spatialdata import SpatialData
     from spatialdata.models import ShapesModel, TableModel
@@ -129,11 +136,11 @@ def _on_slide(sdata: SpatialData, cells: AnnData, spots: AnnData, radius: float,
 
     transformations: dict[str, Any] = {"global": Identity()}
     images = dict(sdata.images)
-    if images:
+    if images or image_key is not None:
         from nichekd._image import get_image
 
         # the cells' frame may be another than the element's they annotate; the image leads back to it
-        image = get_image(sdata, cells, image_key=next(iter(images)))
+        image = get_image(sdata, cells, image_key=image_key)
         transformations = _systems_of(sdata.images[image.key], image.to_pixels, Affine)
     circles = ShapesModel.parse(
         spots.obsm[Keys.SPATIAL], geometry=0, radius=radius, index=spots.obs_names, transformations=transformations

@@ -106,3 +106,20 @@ def validation_part(
     if np.count_nonzero(~near) < len(train) / 2:
         return train, train[:0]
     return train[~near], train[inside]
+
+
+def taught_parts(
+    xy: NDArray[np.floating],
+    taught: NDArray[np.integer],
+    among: NDArray[np.integer],
+    *,
+    share: float,
+    margin: float,
+) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """The cells ``taught`` of both parts that :func:`validation_part` makes of ``among``, all training cells.
+
+    The squares depend on the cells that they are found among: an encoder that can't use cells without transcripts, and
+    a student that can't use those without a label, find the same ones only among the training cells that both have.
+    """
+    fitted, held_back = validation_part(xy, among, share=share, margin=margin)
+    return fitted[np.isin(fitted, taught)], held_back[np.isin(held_back, taught)]

@@ -145,7 +145,9 @@ def cuca(
         )
         fabric = make_fabric(device)
         learnt = training_data(data, inputs, model, fit=fit, seed=seed, table_key=table_key)
-        history = fit_cuca(model, objective, learnt, fitted, held_back, fit=fit, seed=seed, fabric=fabric)
+        history = fit_cuca(
+            model, objective, learnt, fitted, held_back, all_train=inputs.train, fit=fit, seed=seed, fabric=fabric
+        )
     model.history = history.columns
     features = inputs.features
     if isinstance(learnt.images, CropRows):  # those of the encoder as it was

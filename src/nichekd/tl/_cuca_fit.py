@@ -105,13 +105,15 @@ def fit_cuca(
     fitted: NDArray[np.integer],
     held_back: NDArray[np.integer],
     *,
+    all_train: NDArray[np.integer],
     fit: CucaSettings,
     seed: int,
     fabric: Fabric | None = None,
 ) -> History:
     """Train ``model`` in place on the cells ``fitted``, selecting by ``held_back``; its history.
 
-    With nothing held back there is one run of ``max_epochs``.
+    ``all_train`` are those that a refit trains on: both, and the margin between them. With nothing held back there is
+    one run of ``max_epochs``.
     """
     run = _Run(fabric or make_fabric(), model, objective, data, fit, seed)
     start = run.trained()
@@ -122,7 +124,7 @@ def fit_cuca(
     n_epochs = int(np.argmax(history.columns["validation_pearson"])) + 1
     if fit.refit:
         run.restore(start)
-        run.epochs(np.sort(np.concatenate([fitted, held_back])), held_back[:0], n_epochs=n_epochs)
+        run.epochs(all_train, held_back[:0], n_epochs=n_epochs)
     else:
         run.restore(run.best)
     what = "trained as long on all cells" if fit.refit else "those are kept"

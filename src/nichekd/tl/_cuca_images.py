@@ -66,7 +66,7 @@ class CropRows:
 
 
 def crop_reader(data: AnnData | SpatialData, described: dict[str, Any], *, table_key: str) -> CropReader:
-    """Crops of the kind that some features were made of.
+    """Crops of the kind that some features were made of, and of the same image, where ``data`` has one of its name.
 
     Raises
     ------
@@ -75,7 +75,13 @@ def crop_reader(data: AnnData | SpatialData, described: dict[str, Any], *, table
     ValueError
         If the image can't be used.
     """
-    image = get_image(data, get_table(data, table_key))  # type: ignore[arg-type]  # it says so itself
+    recorded = described.get("image")
+    there = getattr(data, "images", {})
+    image = get_image(
+        data,  # type: ignore[arg-type]  # it says so itself
+        get_table(data, table_key),
+        image_key=recorded if recorded in there else None,
+    )
     return CropReader(image, crop_px=int(described["crop_px"]), mpp=float(described["mpp"]))
 
 

@@ -59,7 +59,10 @@ class CucaSettings:
 
     @classmethod
     def published(cls, **changes: Any) -> CucaSettings:
-        """Those of the paper: 100 epochs of 128, the best of which is kept; take them with ``align="rmse"``."""
+        """Those of the paper: 100 epochs of 128, the best of which is kept; take them with ``align="rmse"``.
+
+        The optimizer stays AdamW, its rate set at every step; the paper's is Adam with OneCycle, set at every epoch.
+        """
         values = {
             "max_epochs": 100, "batch_size": 128, "min_steps": 0, "learning_rate": 2e-3, "weight_decay": 1e-4,
             "clip": math.inf, "patience": 100, "refit": False, "scale": False, "n_components": None, "width": 512,

@@ -108,11 +108,11 @@ def distill(
     KeyError
         If the teacher or the features are missing.
     TypeError
-        If K, ``devices`` or ``num_nodes`` is no whole number, or ``student`` no student.
+        If K, ``devices`` or ``num_nodes`` is no whole number, ``student`` no student, or ``sizes`` no network's.
     ValueError
         If the features are not of the ``student``'s kind, or the teacher's niches not its own; if K is not the teacher's, if the teacher's rows are not the cells, if no training cell has a target, or the
         temperature is not positive; if ``devices`` or ``num_nodes`` is below 1, or not what the processes were started
-        for, or features or teacher are missing with several.
+        for, or features or teacher are missing with several; if ``key_added`` is the teacher's or a baseline's.
     RuntimeError
         If several processes are asked for in a notebook.
 
@@ -141,6 +141,7 @@ def distill(
     from nichekd.tl._slide_colors import SlideColors
 
     started = time.perf_counter()
+    Keys.check_student(key_added)
     adata = get_table(data, table_key)
     fabric = launched(device, devices, num_nodes)
     require_prepared(adata, fabric, use_rep=use_rep, teacher=teacher)
@@ -148,8 +149,8 @@ def distill(
     if "alignment_qc" not in notes(adata):
         warn_if_misaligned(data, table_key=table_key)
     lesson = prepare_lesson(
-        data, K, use_rep=use_rep, teacher=teacher, earlier=earlier, split_key=split_key, seed=seed, device=device,
-        table_key=table_key,
+        data, K, use_rep=use_rep, teacher=teacher, earlier=earlier, temperature=temperature, embedding=embedding,
+        preset=preset, sizes=sizes or {}, split_key=split_key, seed=seed, device=device, table_key=table_key,
     )  # fmt: skip
     use_rep, index, target, train = lesson.use_rep, lesson.index, lesson.target, lesson.train
     tau = temperature_of(temperature, target, train)
@@ -179,6 +180,6 @@ def distill(
         adata, "distill" if key_added == Keys.NICHE else f"distill_{key_added}", seconds=time.perf_counter() - started,
         K=student.n_niches, use_rep=use_rep, teacher=facts["teacher"], temperature=tau, seed=seed, preset=preset,
         embedding=embedding, n_processes=fabric.world_size, n_train=len(train), history=history.arrays(),
-        held_out=held_out and held_out.to_dict(adata.obs_names),
+        held_out=held_out and held_out.to_dict(adata.obs_names, student),
     )  # fmt: skip
     return student

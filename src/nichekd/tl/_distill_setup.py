@@ -14,6 +14,7 @@ from nichekd._keys import Keys, Split
 from nichekd._record import notes, plain
 from nichekd._resolve import get_table, split_of
 from nichekd.tl._inputs import check_n_niches, features_of, image_rep, neighborhood_index
+from nichekd.tl._lesson_checks import check_lesson, check_sizes, check_teacher_has, check_temperature
 from nichekd.tl._neighborhood_means import neighborhood_means
 from nichekd.tl._teacher import Teacher, resolve_teacher
 
@@ -61,6 +62,10 @@ def prepare_lesson(
     use_rep: str | None,
     teacher: Any,
     earlier: NicheStudent | None,
+    temperature: float | Literal["auto"],
+    embedding: str | None,
+    preset: Preset,
+    sizes: dict[str, Any],
     split_key: str,
     seed: int,
     device: str | None,
@@ -78,9 +83,11 @@ def prepare_lesson(
 
     adata = get_table(data, table_key)
     is_train = split_of(adata, split_key) == Split.TRAIN
-    check_lesson(adata, K, teacher, n_train=int(is_train.sum()))
+    n_train = int(is_train.sum())
+    check_lesson(adata, K, teacher, n_train=n_train, temperature=temperature, embedding=embedding)
     if earlier is None:
-        use_rep = image_rep(data, use_rep, table_key=table_key)
+        check_sizes(preset, sizes)
+        use_rep = image_rep(data, use_rep, device=device, table_key=table_key)
         index = neighborhood_index(data, split_key=split_key, table_key=table_key)
     else:
         require_teacher(adata, teacher)
@@ -88,7 +95,7 @@ def prepare_lesson(
         index = student_neighborhoods(data, earlier, split_key=split_key, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     target = teacher_of(
-        data, K, teacher, n_train=int(is_train.sum()), split_key=split_key, seed=seed, table_key=table_key
+        data, K, teacher, n_train=n_train, split_key=split_key, seed=seed, device=device, table_key=table_key
     )
     if earlier is not None:
         check_features(adata, earlier, use_rep, features.shape[1])
@@ -96,7 +103,7 @@ def prepare_lesson(
     train = np.flatnonzero(is_train & target.teaches)
     if not len(train):
         raise ValueError(
-            f"None of the {is_train.sum():,} training cells has a target; {target.teaches.sum():,} other cells have. "
+            f"None of the {n_train:,} training cells has a target; {target.teaches.sum():,} other cells have. "
             "Choose another teacher= or another split."
         )
     return Lesson(use_rep, features, index, target, train, np.flatnonzero(is_train))
@@ -153,15 +160,6 @@ def new_student(
     return student
 
 
-def check_lesson(adata: AnnData, K: int | None, teacher: Any, *, n_train: int) -> None:
-    """Find a wrong K or teacher before the image features, which may take hours; raises as :func:`teacher_of` does."""
-    if K is not None:
-        check_n_niches(K, n_train)
-    is_to_be_trained = isinstance(teacher, str) and teacher == Keys.logits(Keys.TEACHER) and teacher not in adata.obsm
-    if not is_to_be_trained:
-        resolve_teacher(adata, teacher)
-
-
 def teacher_of(
     data: AnnData | SpatialData,
     K: int | None,
@@ -170,6 +168,7 @@ def teacher_of(
     n_train: int,
     split_key: str,
     seed: int,
+    device: str | None,
     table_key: str,
 ) -> Teacher:
     """The teacher, trained here where it is the default one and missing; K checked against it."""
@@ -180,13 +179,9 @@ def teacher_of(
         from nichekd.tl._nolan import nolan
 
         log.info("no teacher yet: training NOLAN")
-        nolan(data, 10 if K is None else K, split_key=split_key, seed=seed, table_key=table_key)
+        nolan(data, 10 if K is None else K, split_key=split_key, seed=seed, device=device, table_key=table_key)
     target = resolve_teacher(adata, teacher)
-    if K is not None and len(target.names) != K:
-        raise ValueError(
-            f"K={K}, but the teacher {teacher if isinstance(teacher, str) else 'array'} has {len(target.names)} niches. "
-            f"Leave K out, or train another: nk.tl.nolan(data, K={K})."
-        )
+    check_teacher_has(K, target, teacher)
     return target
 
 
@@ -208,9 +203,7 @@ def temperature_of(temperature: float | Literal["auto"], target: Teacher, train:
         from nichekd.models._distillation import matched_temperature
 
         return matched_temperature(torch.from_numpy(target.logits[train]))
-    if isinstance(temperature, str) or not np.isfinite(temperature) or temperature <= 0:
-        raise ValueError(f"temperature={temperature!r}; it has to be positive, or 'auto'.")
-    return float(temperature)
+    return check_temperature(temperature)
 
 
 def _own_encoder(described: dict[str, Any]) -> Encoder | None:

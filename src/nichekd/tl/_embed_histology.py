@@ -9,7 +9,7 @@ import numpy as np
 from nichekd._keys import Keys
 from nichekd._record import notes, record
 from nichekd._resolve import get_table, working_copy
-from nichekd.tl._student_inputs import ALIGNED
+from nichekd.tl._recorded_features import ALIGNED
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -102,11 +102,13 @@ def _embed(model: AlignedEncoder, features: Any, device: str | None) -> NDArray[
     where = make_fabric(device).device
     model.eval().to(where)
     found = np.empty((len(features), model.config.n_out), dtype=np.float32)
-    with torch.inference_mode():
-        for start in range(0, len(features), ROWS):
-            rows = np.asarray(features[start : start + ROWS], dtype=np.float32)
-            found[start : start + ROWS] = model(torch.from_numpy(rows).to(where)).float().cpu().numpy()
-    model.to("cpu")
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(features), ROWS):
+                rows = np.asarray(features[start : start + ROWS], dtype=np.float32)
+                found[start : start + ROWS] = model(torch.from_numpy(rows).to(where)).float().cpu().numpy()
+    finally:
+        model.to("cpu")
     if bad := int((~np.isfinite(found)).any(axis=1).sum()):
         raise ValueError(f"Image features of {bad:,} cells are NaN or infinite; run nk.pp.histology_features again.")
     return found

@@ -114,7 +114,8 @@ def evaluate(
     -------
     A row per K and method: ``key``, ``role`` (``"method"``, ``"baseline"``, ``"floor"``, ``"ceiling"``, ``"ablation"``;
     ``"reference"`` is the teacher, which the probe alone can judge), and as mean and standard deviation (``<score>_sd``)
-    over seeds ``ARI``, ``NMI``, ``JSD``, ``macro_f1``, and of students ``ECE``, ``Brier`` and both ``_calibrated``;
+    over seeds ``ARI``, ``NMI``, ``JSD``, ``macro_f1``, and of students ``KL``, the divergence of the teacher's soft
+    answer from theirs in nats, ``ECE``, ``Brier`` and the latter two ``_calibrated``;
     ``p_value``, the largest of the seeds; ``n_matched`` and ``n_unmatched``, ``seconds``, ``n_cells``, ``n_seeds``.
     With many data sets a row per ``dataset``, and of ``dataset="mean"`` mean and standard deviation over data sets.
     Writes features and split to ``data`` where they were missing, ``uns["nichekd"]["evaluate"]``, and to ``out``

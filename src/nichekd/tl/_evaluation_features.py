@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nichekd._keys import Keys
@@ -11,7 +12,7 @@ from nichekd._settings import settings
 from nichekd.tl._evaluation_folder import EvaluationFolder, cells_of, features_made_of
 from nichekd.tl._evaluation_methods import COLOR, EXPRESSION, FROZEN, GENE_AWARE, RANDOM, SHUFFLED
 from nichekd.tl._inputs import image_rep, neighborhood_index
-from nichekd.tl._student_inputs import ALIGNED
+from nichekd.tl._recorded_features import ALIGNED
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,17 +35,21 @@ def prepare_features(evaluation: Evaluation, folder: EvaluationFolder) -> dict[s
         If the folder's results are of another data set, of other features or settings.
     """
     adata, wanted = evaluation.adata, {method.rep for method in evaluation.methods}
-    folder.check(cells_of(adata, evaluation.split_key))
+    folder.check(cells_of(adata, evaluation.split_key) | _fits(evaluation))
     if Keys.SCVI not in adata.obsm:
         _express(evaluation, folder)
     neighborhood_index(evaluation.data, split_key=evaluation.split_key, table_key=evaluation.table_key)
     reps: dict[str, str] = {EXPRESSION: Keys.SCVI}
+    radius = round(float(notes(adata)[Keys.RADIUS]), 6)
+    folder.check({"radius": radius} | features_made_of(adata, reps))  # before crops are encoded
     if wanted & {FROZEN, SHUFFLED}:
         reps[FROZEN] = _frozen(evaluation, folder)
     last = notes(adata).get(Keys.LAST_REP)
     for kind in (COLOR, RANDOM, GENE_AWARE):
         if kind in wanted:
             reps[kind] = Keys.features(kind)
+            if kind == GENE_AWARE:
+                folder.check(_gene_aware_start(evaluation))
             if reps[kind] not in adata.obsm:
                 encoder = _gene_aware_encoder(evaluation, folder) if kind == GENE_AWARE else kind
                 _encode(evaluation, encoder, reps[kind], folder, kind)
@@ -52,11 +57,36 @@ def prepare_features(evaluation: Evaluation, folder: EvaluationFolder) -> dict[s
         notes(adata).pop(Keys.LAST_REP, None)
     else:
         notes(adata)[Keys.LAST_REP] = last  # floors are not what the user works with
-    fitted = {"n_teachers": evaluation.n_teachers, "fit": evaluation.fit, "nolan_fit": evaluation.nolan_fit}
-    described = {name: "default" if value is None else str(value) for name, value in fitted.items()}
-    radius = round(float(notes(adata)[Keys.RADIUS]), 6)
-    folder.check({"radius": radius} | features_made_of(adata, reps) | described)
+    folder.check(features_made_of(adata, reps))
     return reps
+
+
+def _fits(evaluation: Evaluation) -> dict[str, str]:
+    """Training settings of teachers and students, as the folder notes them."""
+    from nichekd.models import NolanSettings
+    from nichekd.tl._fit_settings import FitSettings
+
+    return {
+        "n_teachers": str(evaluation.n_teachers),
+        "fit": _described(evaluation.fit, FitSettings()),
+        "nolan_fit": _described(evaluation.nolan_fit, NolanSettings()),
+    }
+
+
+def _gene_aware_start(evaluation: Evaluation) -> dict[str, str]:
+    """Where the gene-aware encoder starts, and how it is trained."""
+    from nichekd.tl._gene_aware_fit import GeneAwareSettings
+
+    return {
+        "gene_aware": evaluation.gene_aware,
+        "gene_aware_weights": _described(evaluation.gene_aware_weights),
+        "gene_aware_lora": _described(evaluation.gene_aware_lora),
+        "gene_aware_fit": _described(evaluation.gene_aware_fit, GeneAwareSettings()),
+    }
+
+
+def _described(value: Any, default: Any = None) -> str:
+    return "default" if value is None or value == default else str(value)
 
 
 def _express(evaluation: Evaluation, folder: EvaluationFolder) -> None:
@@ -75,14 +105,30 @@ def _frozen(evaluation: Evaluation, folder: EvaluationFolder) -> str:
     """``obsm`` key of the frozen encoder's features."""
     adata = evaluation.adata
     if evaluation.use_rep is not None:
-        return image_rep(evaluation.data, evaluation.use_rep, table_key=evaluation.table_key)
+        return image_rep(evaluation.data, evaluation.use_rep, device=evaluation.device, table_key=evaluation.table_key)
     if evaluation.encoder is None and (there := _frozen_there(adata)) is not None:
         return there
     encoder = evaluation.encoder or settings.encoder
-    key = Keys.features(encoder.replace("/", "_"))
+    key = Keys.features(encoder)
     if key not in adata.obsm:
         _encode(evaluation, encoder, key, folder, FROZEN, weights=evaluation.weights)
+    elif evaluation.weights is not None:
+        _require_weights(adata, key, encoder, evaluation.weights)
     return key
+
+
+def _require_weights(adata: AnnData, key: str, encoder: str, weights: Any) -> None:
+    """Raise ``ValueError`` if the features that are there were made with other weights than those named."""
+    from nichekd.models import get_encoder
+
+    about = notes(adata).get(Keys.FEATURES, {}).get(key, {})
+    if about.get("weights") == str(Path(weights).absolute()):
+        return
+    if get_encoder(encoder, weights=weights).fingerprint != about.get("fingerprint"):
+        raise ValueError(
+            f"obsm[{key!r}] was made with weights {about.get('weights')!r}, now weights={str(weights)!r}. Leave weights "
+            f"out to take those features, or remove them to make others: del adata.obsm[{key!r}]."
+        )
 
 
 def _frozen_there(adata: AnnData) -> str | None:
@@ -116,9 +162,6 @@ def _gene_aware_encoder(evaluation: Evaluation, folder: EvaluationFolder) -> Any
     from nichekd.tl._gene_aware_encoder import gene_aware_encoder
 
     kept = None if folder.path is None else folder.path / ENCODER
-    start = {"gene_aware": evaluation.gene_aware, "gene_aware_weights": evaluation.gene_aware_weights}
-    start |= {"gene_aware_lora": evaluation.gene_aware_lora}
-    folder.check({name: "default" if value is None else str(value) for name, value in start.items()})
     if kept is not None and kept.is_dir():
         encoder = Encoder.load(kept)
         remember_encoder(encoder, overwrite=True)
@@ -128,5 +171,7 @@ def _gene_aware_encoder(evaluation: Evaluation, folder: EvaluationFolder) -> Any
         lora=evaluation.gene_aware_lora, split_key=evaluation.split_key, seed=evaluation.seeds[0], fit=evaluation.gene_aware_fit, device=evaluation.device, table_key=evaluation.table_key,
     )  # fmt: skip
     if kept is not None:
-        encoder.save(kept)
+        new = kept.with_name(f"{ENCODER}.new")  # a killed run must not leave half of one
+        encoder.save(new)
+        new.rename(kept)
     return encoder

@@ -14,6 +14,7 @@ import numpy as np
 from nichekd._keys import Keys
 from nichekd._record import notes, plain
 from nichekd._resolve import centres_um, split_of
+from nichekd.tl._inputs import features_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from nichekd.tl._evaluation_methods import Outcome
 
 FORMAT = 1
+#: what features were made of, besides their encoder; None where it does not apply
+CROPS = ("crop_px", "mpp", "mode", "stride_px", "stain", "image_fingerprint")
+HASHED_ROWS = 1_000
 MANIFEST, LOCK, RUNS, TEACHER = "manifest.json", "writer.lock", "runs", "teacher"
 
 
@@ -147,11 +151,25 @@ def cells_of(adata: AnnData, split_key: str) -> dict[str, Any]:
 
 
 def features_made_of(adata: AnnData, reps: Mapping[str, str]) -> dict[str, Any]:
-    """``features.<kind>``: key and fingerprint of each kind of features."""
-    known = notes(adata).get(Keys.FEATURES, {})
-    return {
-        f"features.{kind}": f"{rep} {known.get(rep, {}).get('fingerprint', '')}".strip() for kind, rep in reps.items()
-    }
+    """``features.<kind>``: key and fingerprint of each kind of features; ``features.<kind>.<what>``: of what crops.
+
+    Of features that nichekd did not make from the image, the expression latent among them, a hash of some rows.
+    """
+    known, made_of = notes(adata).get(Keys.FEATURES, {}), {}
+    for kind, rep in reps.items():
+        about = known.get(rep, {})
+        made_of[f"features.{kind}"] = f"{rep} {about.get('fingerprint', '')}".strip()
+        made_of |= {f"features.{kind}.{name}": about.get(name) for name in CROPS} if about else {}
+        made_of |= {} if about else {f"features.{kind}.rows": _hash_of_rows(adata, rep)}
+    return made_of
+
+
+def _hash_of_rows(adata: AnnData, rep: str) -> str:
+    """16 hexadecimal digits that tell features of one key apart by some of their rows."""
+    features = features_of(adata, rep, run="the method that writes it")
+    rows = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, HASHED_ROWS)).astype(np.int64))
+    found = np.ascontiguousarray(np.asarray(features[rows]), dtype="<f4")
+    return hashlib.sha256(repr(found.shape).encode() + found.tobytes()).hexdigest()[:16]
 
 
 def _replace(file: Path, content: bytes) -> None:

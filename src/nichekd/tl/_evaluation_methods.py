@@ -106,14 +106,25 @@ def _student(**changes: Any) -> Callable[[Run, str], Outcome]:
 
         adata = run.adata
         student = distill(adata, use_rep=rep, seed=run.seed, fit=run.fit, **run.options, **changes)
-        labels, proba = _codes(adata, Keys.NICHE), adata.obsm[Keys.STUDENT_PROBA]
-        calibrated = np.empty((0, 0))
-        if "held_out" in adata.uns[Keys.UNS]["distill"]:
-            calibrate(adata, student)
-            calibrated = adata.obsm[Keys.STUDENT_PROBA]
-        return Outcome(labels, proba.astype(np.float16), calibrated.astype(np.float16))
+        labels, proba = _in_the_teachers_niches(adata)
+        if "held_out" not in adata.uns[Keys.UNS]["distill"]:
+            return Outcome(labels, proba)
+        calibrate(adata, student)
+        return Outcome(labels, proba, calibrated=_in_the_teachers_niches(adata)[1])
 
     return label
+
+
+def _in_the_teachers_niches(adata: AnnData) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
+    """The student's codes, (n,), and probabilities, (n, K), in the order of the teacher's K niches.
+
+    A student of labels knows none of the niches that no cell has: their probability is 0.
+    """
+    niches = adata.obs[REFERENCE].cat.categories
+    place = niches.get_indexer(adata.obs[Keys.NICHE].cat.categories)
+    proba = np.zeros((adata.n_obs, len(niches)), dtype=np.float16)
+    proba[:, place] = adata.obsm[Keys.STUDENT_PROBA]
+    return place[_codes(adata, Keys.NICHE)].astype(np.int16), proba
 
 
 def _own_crop(run: Run, rep: str) -> Outcome:

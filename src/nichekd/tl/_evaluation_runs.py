@@ -25,7 +25,7 @@ from nichekd.tl._evaluation_methods import (
     teach,
     timed,
 )
-from nichekd.tl._evaluation_table import label_columns, scores, teacher_probe
+from nichekd.tl._evaluation_table import SOFT, label_columns, scores, soft_answer, teacher_probe
 from nichekd.tl._inputs import check_n_niches, features_of
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ class Evaluation:
         logits = folder.arrays(name, TEACHER)["logits"]
         table.obsm[Keys.logits(Keys.TEACHER)] = logits
         write_labels(table, REFERENCE, logits.argmax(1), n_niches=run.n_niches)
+        table.obsm[SOFT] = soft_answer(table, split_key=self.split_key)
 
     def _scratch(self, reps: Mapping[str, str], seed: int) -> AnnData:
         """A table that shares features and graphs with the user's, and nothing else: runs leave no trace there."""

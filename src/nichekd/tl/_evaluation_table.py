@@ -9,26 +9,30 @@ import numpy as np
 import pandas as pd
 
 from nichekd._calibration import brier_score, expected_calibration_error
-from nichekd._keys import Keys
+from nichekd._keys import Keys, Split
 from nichekd._labels import REFERENCE, labels_of, subset_mask
+from nichekd._resolve import split_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
+    from numpy.typing import NDArray
 
     from nichekd.tl._evaluation_methods import Method, Outcome
 
 log = logging.getLogger(__name__)
 
-SCORES = ("ARI", "NMI", "JSD", "macro_f1", "ECE", "Brier", "ECE_calibrated", "Brier_calibrated", "seconds")
+SCORES = ("ARI", "NMI", "JSD", "macro_f1", "KL", "ECE", "Brier", "ECE_calibrated", "Brier_calibrated", "seconds")
+SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
+SOFT = "teacher_soft"  # obsm of the scratch table: the teacher's answer as its students are taught it
 #: files, and the scores in each
 PARTS = {
     "agreement.csv": ("ARI", "NMI"),
     "composition.csv": ("JSD", "p_value", "n_matched", "n_unmatched"),
     "probe.csv": ("macro_f1",),
-    "calibration.csv": ("ECE", "Brier", "ECE_calibrated", "Brier_calibrated"),
+    "calibration.csv": ("KL", "ECE", "Brier", "ECE_calibrated", "Brier_calibrated"),
 }
 
 
@@ -67,12 +71,34 @@ def scores(
         found["macro_f1"] = probe["macro_f1"].iloc[0]
     test = subset_mask(adata, "test", split_key=split_key)
     truth = labels_of(adata, REFERENCE).codes[test]
+    if outcome.proba.size:
+        found["KL"] = _divergence(adata.obsm[SOFT][test], outcome.proba[test].astype(np.float64))
     for proba, suffix in ((outcome.proba, ""), (outcome.calibrated, "_calibrated")):
         if proba.size:
             here = proba[test].astype(np.float64)
             found[f"ECE{suffix}"] = expected_calibration_error(here, truth)
             found[f"Brier{suffix}"] = brier_score(here, truth)
     return {"role": method.role, **found, "seconds": outcome.seconds}
+
+
+def soft_answer(adata: AnnData, *, split_key: str) -> NDArray[np.float64]:
+    """The teacher's probabilities at the temperature at which its logits are distilled, (n, K)."""
+    from scipy.special import softmax
+
+    from nichekd.tl._distill_setup import temperature_of
+    from nichekd.tl._teacher import resolve_teacher
+
+    target = resolve_teacher(adata, Keys.logits(Keys.TEACHER))
+    train = np.flatnonzero((split_of(adata, split_key) == Split.TRAIN) & target.teaches)
+    return softmax(target.logits.astype(np.float64) / temperature_of("auto", target, train), axis=1)
+
+
+def _divergence(target: NDArray[np.float64], proba: NDArray[np.float64]) -> float:
+    """Mean KL(target ‖ proba), nats."""
+    from scipy.special import rel_entr
+
+    # half precision has no smaller number: what was kept as 0 may have been as large
+    return float(rel_entr(target, np.maximum(proba, SMALLEST)).sum(axis=1).mean())
 
 
 def teacher_probe(adata: AnnData, *, annotation_key: str, split_key: str) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def in_its_niches(student: NicheStudent, target: Teacher) -> Teacher:
     ValueError
         If the teacher has niches that the student does not know.
     """
+    from scipy.special import logsumexp
+
     from nichekd.tl._teacher import LABEL_CONFIDENCE
 
     names = student.config.niche_names
@@ -67,7 +69,7 @@ def in_its_niches(student: NicheStudent, target: Teacher) -> Teacher:
     if len(there) < len(names):  # as unlikely as a label's alternatives are
         absent = np.setdiff1d(np.arange(len(names)), there)
         tau = target.temperature or 1.0
-        total = tau * np.log(np.exp(target.logits / tau).sum(1, keepdims=True))
+        total = tau * logsumexp(target.logits / tau, axis=1, keepdims=True)
         logits[:, absent] = total + tau * np.log((1 - LABEL_CONFIDENCE) / len(names))
     return replace(target, logits=logits, names=names, colors=student.config.niche_colors)
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from nichekd._settings import settings as package_settings
 from nichekd.models._distillation import distillation_loss
 from nichekd.models._neighborhood_batch import random_rotations
-from nichekd.tl._batches import ENOUGH_TO_HOLD_BACK, spatial_batches, validation_part
+from nichekd.tl._batches import ENOUGH_TO_HOLD_BACK, spatial_batches, taught_parts
 from nichekd.tl._loop import HeldOut, History, learning_rate_factor, make_fabric
 from nichekd.tl._ranks import mean_over_all, predict_together, share_of
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from nichekd.tl._fit_settings import FitSettings
 
 log = logging.getLogger(__name__)
+
+FEWEST_HELD_BACK = 10  # cells with a target; the loss of fewer tells no epoch from another
 
 
 def fit_student(
@@ -48,7 +50,8 @@ def fit_student(
 
     Some squares of tissue are held back, to keep the epoch that validated best. A small section can't spare them: a
     second run, from the same start, takes as many epochs on all of ``train``. With nothing to hold back there is one
-    run of ``max_epochs``.
+    run of ``max_epochs``; so there is where the targets lie such that the squares hold fewer than 10 of them, or leave
+    less than half.
 
     Parameters
     ----------
@@ -73,10 +76,7 @@ def fit_student(
         student.load_state_dict(fabric.broadcast(student.state_dict()))
         torch.manual_seed(seed + fabric.global_rank)  # dropout, where there is any, of other cells
     among = train if all_train is None else all_train
-    fitted, held_back = (
-        cells[np.isin(cells, train)]
-        for cells in validation_part(index.xy, among, share=fit.validation, margin=index.radius)
-    )
+    fitted, held_back = _parts(index, train, among, fit.validation)
     start = copy.deepcopy(student.state_dict())
     run = _Run(fabric, student, index, components, targets, embedding, fit, seed)
     history = run.epochs(fitted, held_back)
@@ -90,6 +90,22 @@ def fit_student(
             student.load_state_dict(run.best_state)
     student.eval().to("cpu")
     return history, HeldOut(held_back, run.best_logits) if run.best_logits is not None else None
+
+
+def _parts(
+    index: NeighborhoodIndex, train: NDArray[np.integer], among: NDArray[np.integer], share: float
+) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Cells that train and cells that validate; all and none where the squares hold too few of ``train``, or too many."""
+    fitted, held_back = taught_parts(index.xy, train, among, share=share, margin=index.radius)
+    if share == 0 or (len(held_back) >= FEWEST_HELD_BACK and 2 * len(fitted) >= len(train)):
+        return fitted, held_back
+    log.info(
+        "student: nothing is held back: %d of %d cells with a target would train, %d validate",
+        len(fitted),
+        len(train),
+        len(held_back),
+    )
+    return train, train[:0]
 
 
 class Pupil(nn.Module):
@@ -132,8 +148,9 @@ class _Run:
     ) -> History:
         """Train until the validation loss has not fallen for ``patience`` epochs, or for ``n_epochs``."""
         fit, history = self.fit, History()
-        steps = max(1, round(len(train) / fit.batch_size))
-        limit = max(fit.max_epochs, math.ceil(fit.min_steps / steps))
+        max_epochs, batch_size = fit.pace(len(train))
+        steps = max(1, round(len(train) / batch_size))
+        limit = max(max_epochs, math.ceil(fit.min_steps / steps))
         pupil = Pupil(self.student, 0 if self.embedding is None else self.embedding.shape[1])
         optimizer = torch.optim.AdamW(pupil.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
         network, optimizer = self.fabric.setup(pupil, optimizer)
@@ -146,7 +163,7 @@ class _Run:
         for epoch in tqdm(range(total), desc=name, unit="epoch", disable=self.is_silent):
             self.student.train()
             losses = []
-            for cells in spatial_batches(self.index.xy, train, fit.batch_size, rng, block_cells=fit.block_cells):
+            for cells in spatial_batches(self.index.xy, train, batch_size, rng, block_cells=fit.block_cells):
                 loss = self.loss(network, cells, generator)
                 optimizer.zero_grad(set_to_none=True)
                 self.fabric.backward(loss)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MANY_CELLS = 30_000
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -10,7 +12,8 @@ class FitSettings:
     Attributes
     ----------
     max_epochs, batch_size
-        Passes over the training cells at most, and cells a step.
+        Passes over the training cells at most, and cells a step; by default 24 of 256, or, of 30,000 cells or more, 16
+        of 512: they need fewer passes.
     block_cells
         Cells of a batch that lie side by side, and share their neighbors: fewer cost more and may teach a little better;
         1 takes random cells.
@@ -21,7 +24,9 @@ class FitSettings:
     patience
         Epochs without a lower validation loss after which training stops.
     validation
-        Share of the training cells held back, as squares of tissue; 0 trains on all for ``max_epochs``.
+        Share of the training cells held back, as squares of tissue; 0 trains on all for ``max_epochs``. So does a
+        section whose labelled cells can't spare the squares: fewer than 10 lie in them, or less than half far enough
+        from them.
     n_components
         Principal components of the features that the student reads, see :class:`nichekd.models.Whiten`.
     embedding_weight
@@ -32,8 +37,8 @@ class FitSettings:
         Turn and mirror neighborhoods at random: tissue has no up.
     """
 
-    max_epochs: int = 24
-    batch_size: int = 256
+    max_epochs: int | None = None
+    batch_size: int | None = None
     block_cells: int = 32
     min_steps: int = 300
     learning_rate: float = 1e-3
@@ -46,3 +51,11 @@ class FitSettings:
     embedding_weight: float = 0.3
     feature_dropout: float = 0.1
     rotate: bool = True
+
+    def pace(self, n_cells: int) -> tuple[int, int]:
+        """``max_epochs`` and ``batch_size`` of a training on ``n_cells``."""
+        max_epochs, batch_size = (16, 512) if n_cells >= MANY_CELLS else (24, 256)
+        return (
+            max_epochs if self.max_epochs is None else self.max_epochs,
+            batch_size if self.batch_size is None else self.batch_size,
+        )

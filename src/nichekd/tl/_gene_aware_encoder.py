@@ -144,9 +144,10 @@ def gene_aware_encoder(
     check_start(encoder, weights, lora)
     adata = get_table(sdata, table_key)
     image = get_image(sdata, adata, image_key=image_key)
-    train = np.flatnonzero((split_of(adata, split_key) == Split.TRAIN) & _are_counted(adata))
+    is_train = split_of(adata, split_key) == Split.TRAIN
+    train = np.flatnonzero(is_train & _are_counted(adata))
     if target == Keys.SCVI and target not in adata.obsm:
-        pp.expression_features(sdata, split_key=split_key, seed=seed, table_key=table_key)
+        pp.expression_features(sdata, split_key=split_key, seed=seed, device=device, table_key=table_key)
     latent = np.asarray(features_of(adata, target, run="nk.pp.expression_features"), dtype=np.float32)
     index = neighborhood_index(sdata, split_key=split_key, table_key=table_key)
     around = neighborhood_means(index, latent)
@@ -166,6 +167,7 @@ def gene_aware_encoder(
             CropTask(reader, image.xy_px * (image.mpp / reader.mpp), targets, clusters, niches),
             centres_um(adata),
             train,
+            all_train=np.flatnonzero(is_train),
             margin=crop_px / 2 * reader.mpp,
             fit=fit or GeneAwareSettings(),
             seed=seed,
@@ -183,9 +185,12 @@ def gene_aware_encoder(
 
 def _are_counted(adata: AnnData) -> NDArray[np.bool_]:
     """Cells with a transcript at all, (n,): of the others the latent says nothing. All, where there is no expression."""
+    from nichekd.pp._counts import _in_memory
+
     if adata.X is None or adata.n_vars == 0:
         return np.ones(adata.n_obs, dtype=bool)
-    found = np.asarray((adata.X != 0).sum(axis=1)).ravel() > 0
+    x = _in_memory(adata.X) if adata.isbacked else adata.X
+    found = np.asarray((x != 0).sum(axis=1)).ravel() > 0
     if not found.any():
         return np.ones(adata.n_obs, dtype=bool)
     if not found.all():

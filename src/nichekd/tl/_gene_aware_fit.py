@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from nichekd._settings import settings as package_settings
 from nichekd.models._lora import add_lora, merge_lora
 from nichekd.models._stain import CropAugmentation
-from nichekd.tl._batches import ENOUGH_TO_HOLD_BACK, validation_part
+from nichekd.tl._batches import ENOUGH_TO_HOLD_BACK, taught_parts
 from nichekd.tl._gene_aware_crops import CropSampler
 from nichekd.tl._loop import History, learning_rate_factor, make_fabric
 
@@ -76,6 +76,7 @@ def fit_gene_aware(
     xy: NDArray[np.floating],
     train: NDArray[np.integer],
     *,
+    all_train: NDArray[np.integer],
     margin: float,
     fit: GeneAwareSettings,
     seed: int,
@@ -93,7 +94,9 @@ def fit_gene_aware(
     xy
         Centres, (n, 2), µm.
     train
-        Training cells; no other is looked at, and no crop is centred elsewhere.
+        Training cells with targets; no other is looked at, and no crop is centred elsewhere.
+    all_train
+        With those that have none: the squares are found among them, as a student finds them.
     margin
         µm around validation squares whose cells do not teach: with half a crop, both parts see tissue of their own.
     lora
@@ -101,8 +104,7 @@ def fit_gene_aware(
     """
     fabric = make_fabric(device)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    share = fit.validation if len(train) >= ENOUGH_TO_HOLD_BACK else 0.0
-    fitted, held_back = validation_part(xy, train, share=share, margin=margin)
+    fitted, held_back = encoder_parts(xy, train, all_train, share=fit.validation, margin=margin)
     network: Any = encoder.module
     network.requires_grad_(True)
     if lora is not None:
@@ -144,6 +146,19 @@ def fit_gene_aware(
     network.eval().requires_grad_(False)
     log.info("gene-aware encoder: %d epochs, best after %d", len(history.columns["epoch"]), best_epoch + 1)
     return history
+
+
+def encoder_parts(
+    xy: NDArray[np.floating],
+    train: NDArray[np.integer],
+    all_train: NDArray[np.integer],
+    *,
+    share: float,
+    margin: float,
+) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Of the cells ``train``, those that train an encoder and those that validate it, in the student's squares."""
+    share = share if len(all_train) >= ENOUGH_TO_HOLD_BACK else 0.0
+    return taught_parts(xy, train, all_train, share=share, margin=margin)
 
 
 class _Run:

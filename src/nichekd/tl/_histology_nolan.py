@@ -81,7 +81,7 @@ def histology_nolan(
     adata = get_table(data, table_key)
     train = np.flatnonzero(split_of(adata, split_key) == Split.TRAIN)
     n_niches = check_n_niches(K, len(train))
-    use_rep = image_rep(data, use_rep, table_key=table_key)
+    use_rep = image_rep(data, use_rep, device=device, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     index = neighborhood_index(data, split_key=split_key, table_key=table_key)
     fit = fit or NolanSettings()

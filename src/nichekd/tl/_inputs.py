@@ -9,7 +9,8 @@ import numpy as np
 
 from nichekd._keys import Keys
 from nichekd._record import notes
-from nichekd._resolve import centres_um, get_table, require, split_of
+from nichekd._resolve import centres_um, get_table, require, sides_of
+from nichekd._sections import recorded_library
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,14 +33,14 @@ def neighborhood_index(data: AnnData | SpatialData, *, split_key: str, table_key
     adata = get_table(data, table_key)
     xy = centres_um(adata)
     if Keys.CONNECTIVITIES not in adata.obsp or Keys.RADIUS not in notes(adata):
-        pp.neighborhoods(data, split_key=split_key, table_key=table_key)
+        pp.neighborhoods(data, split_key=split_key, library_key=recorded_library(adata), table_key=table_key)
     if (other := radius_of_another_graph(adata)) is not None:
         raise ValueError(
             f"obsp[{Keys.CONNECTIVITIES!r}] is another graph than that of the radius in uns['nichekd'], "
             f"{notes(adata)[Keys.RADIUS]:.4g} µm: it was made with {other}. Run nk.pp.neighborhoods again."
         )
     graph = adata.obsp[Keys.CONNECTIVITIES].tocsr()
-    split = split_of(adata, split_key)
+    split = sides_of(adata, split_key)
     crossing = _crossing_edges(graph, split)
     if crossing:
         raise ValueError(
@@ -67,7 +68,7 @@ def _crossing_edges(graph: Any, split: NDArray[np.str_]) -> int:
     return int(np.count_nonzero(row != code.astype(np.int8)[graph.indices]))
 
 
-def image_rep(data: AnnData | SpatialData, use_rep: str | None, *, table_key: str) -> str:
+def image_rep(data: AnnData | SpatialData, use_rep: str | None, *, device: str | None = None, table_key: str) -> str:
     """``obsm`` key of the image features: ``use_rep``, or those written last, or those of ``nk.settings.encoder``."""
     from nichekd import pp
     from nichekd._settings import settings
@@ -77,7 +78,7 @@ def image_rep(data: AnnData | SpatialData, use_rep: str | None, *, table_key: st
         use_rep = notes(adata).get(Keys.LAST_REP)
     if use_rep is None:
         log.info("no image features yet: encoding crops with %s", settings.encoder)
-        pp.histology_features(data, encoder=settings.encoder, table_key=table_key)
+        pp.histology_features(data, encoder=settings.encoder, device=device, table_key=table_key)
         use_rep = notes(adata)[Keys.LAST_REP]
     require(adata, "obsm", use_rep, run="nk.pp.histology_features")
     return use_rep

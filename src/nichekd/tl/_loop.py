@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
     from numpy.typing import NDArray
 
+    from nichekd.models import NicheStudent
+
 
 @dataclass
 class History:
@@ -51,12 +53,13 @@ class HeldOut:
     cells: NDArray[np.integer]
     logits: NDArray[np.float32]
 
-    def to_dict(self, names: pd.Index) -> dict[str, Any]:
-        """For ``uns``; with a hash of the cells' ``names``, (n,), because rows of a table come and go."""
+    def to_dict(self, names: pd.Index, student: NicheStudent) -> dict[str, Any]:
+        """For ``uns``; with hashes of the cells' ``names``, (n,), and of the student: rows and students come and go."""
         return {
             "cells": self.cells.astype(np.int64),
             "logits": self.logits,
             "names": names_hash(names[self.cells]),
+            "student": weights_hash(student),
         }
 
 
@@ -65,10 +68,25 @@ def names_hash(names: pd.Index) -> str:
     return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:16]
 
 
+def weights_hash(student: NicheStudent) -> str:
+    """16 hexadecimal digits of all weights that make a student's logits; what it remembers of its tissue makes none."""
+    digest = hashlib.sha256()
+    for name, value in sorted(student.weights().items()):
+        if not name.startswith(("training_range.", "stain_range.")):
+            digest.update(name.encode())
+            digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's global generator at ``seed`` within (dropout and initial weights draw from it), and as it was after."""
-    with torch.random.fork_rng(devices=[]):
+    """Torch's global generators at ``seed`` within (dropout and initial weights draw from them), and as they were after.
+
+    Those of GPUs too, where CUDA is in use: ``torch.manual_seed`` sets them along.
+    """
+    # where it is not, to ask for their state would start CUDA, also for a training on the CPU
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(gpus)):
         torch.manual_seed(seed)
         yield
 

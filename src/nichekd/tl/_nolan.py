@@ -120,7 +120,7 @@ def nolan(
     if use_rep == Keys.SCVI and Keys.SCVI not in adata.obsm:
         from nichekd import pp
 
-        pp.expression_features(data, split_key=split_key, seed=seed, table_key=table_key)
+        pp.expression_features(data, split_key=split_key, seed=seed, device=device, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.expression_features")
     index = neighborhood_index(data, split_key=split_key, table_key=table_key)
     fit = fit or NolanSettings()

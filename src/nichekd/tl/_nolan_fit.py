@@ -192,6 +192,8 @@ def _endless(
 
 def usage_entropy(labels: torch.Tensor | NDArray[np.integer], n_niches: int) -> float:
     """Entropy of how often labels occur, in units of log K; 1: all alike, 0: one takes all."""
+    if n_niches < 2:
+        return 0.0
     count = np.bincount(np.asarray(labels), minlength=n_niches)
     share = count[count > 0] / count.sum()
     return float(-(share * np.log(share)).sum() / np.log(n_niches))

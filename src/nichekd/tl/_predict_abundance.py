@@ -102,8 +102,10 @@ def write_abundance(
     """Predict all cells and write the model's keys."""
     from nichekd.tl._loop import make_fabric
 
-    abundance, embedding = model.predict(features, device=make_fabric(device).device)
-    model.to("cpu")
+    try:
+        abundance, embedding = model.predict(features, device=make_fabric(device).device)
+    finally:
+        model.to("cpu")
     adata.obsm[key_added] = pd.DataFrame(abundance, index=adata.obs_names, columns=list(model.types))
     adata.obsm[embedding_key(key_added)] = embedding
     log.info("abundances of %d types in %d cells or spots", len(model.types), len(abundance))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MOST_BYTES = 16 * 2**30  # of what is written, which is dense
+
 
 def predict_expression(
     data: AnnData | SpatialData,
@@ -58,7 +60,7 @@ def predict_expression(
     layer
         Layer to predict; default ``layers["smoothed"]`` where there is one, else ``X``. Counts are log-normalised.
     genes
-        Panel; default all genes.
+        Panel; default all genes. What is written is dense: of a large table, name those that are wanted.
     library_key
         Column of ``obs`` that tells slides apart: correlations are within a slide.
     group_key
@@ -68,7 +70,7 @@ def predict_expression(
     split_key
         Column of ``obs`` with the split; absent by its default name, all cells train.
     key_added
-        Layer to write.
+        Layer to write; of a panel, the ``obsm`` key.
     table_key
         Table of a ``SpatialData``.
 
@@ -76,8 +78,8 @@ def predict_expression(
     -------
     A row per gene and slide: ``gene``, ``library``, ``pearson`` with the layer predicted, ``pearson_unsmoothed`` with
     the cells' own expression in ``X`` (missing where a gene is the same in all cells), and ``n_cells``; over test cells
-    where there is a split, else over all. Writes ``layers["predicted"]``, float32 (n, n_genes), NaN for genes outside
-    the panel, and ``uns["nichekd"]["predict_expression"]``.
+    where there is a split, else over all. Writes ``layers["predicted"]``, float32 (n, n_genes), or, of a panel,
+    ``obsm["predicted"]``, a float32 ``DataFrame`` (n, G) of its genes; and ``uns["nichekd"]["predict_expression"]``.
 
     Raises
     ------
@@ -86,12 +88,14 @@ def predict_expression(
     TypeError
         If ``n_folds`` is no whole number.
     ValueError
-        If there are fewer than two groups, or features or expression are NaN.
+        If there are fewer than two groups, features or expression are NaN, or what is written would take more than
+        16 GiB.
     """
     started = time.perf_counter()
     adata = get_table(data, table_key)
     layer = expression_layer(adata, layer)
     columns = panel_columns(adata, genes)
+    _check_size(adata.n_obs, len(columns))
     target = _dense(log_normalized(adata, layer)[:, columns])
     use_rep = image_rep(data, use_rep, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
@@ -99,9 +103,10 @@ def predict_expression(
     groups = _groups(adata, split == Split.TRAIN, group_key or library_key, n_folds)
     predicted = _out_of_group(features, target, groups)
 
-    written = np.full(adata.shape, np.nan, dtype=np.float32)
-    written[:, columns] = predicted
-    adata.layers[key_added] = written
+    if genes is None:
+        adata.layers[key_added] = predicted
+    else:  # a layer has a column for every gene of the table, most of them for nothing
+        adata.obsm[key_added] = pd.DataFrame(predicted, index=adata.obs_names, columns=adata.var_names[columns])
     judged = split == Split.TEST if (split == Split.TEST).any() else np.ones(adata.n_obs, dtype=bool)
     own = target if layer is None or adata.X is None else _dense(log_normalized(adata, None)[:, columns])
     table = _scores(adata, columns, predicted, target, own, judged, library_key)
@@ -111,6 +116,17 @@ def predict_expression(
     )  # fmt: skip
     log.info("%d genes from obsm[%r]: mean correlation %.3f", len(columns), use_rep, table["pearson"].mean())
     return table
+
+
+def _check_size(n_cells: int, n_genes: int) -> None:
+    """Before hours of work end in a lack of memory."""
+    n_bytes = 4 * n_cells * n_genes
+    if n_bytes > MOST_BYTES:
+        raise ValueError(
+            f"{n_genes:,} genes of {n_cells:,} cells are {n_bytes / 2**30:,.0f} GiB once predicted, more than the "
+            f"{MOST_BYTES / 2**30:.0f} GiB that are allowed. Name a panel by genes=, of up to "
+            f"{MOST_BYTES // (4 * n_cells):,}."
+        )
 
 
 def _groups(adata: AnnData, in_training: NDArray[np.bool_], group_key: str | None, n_folds: int) -> NDArray[np.int64]:

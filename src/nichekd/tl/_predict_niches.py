@@ -61,7 +61,8 @@ def predict_niches(
         Highest probability below which a cell gets no niche, in [0, 1]; ``None`` gives all cells one. A calibrated
         student (:func:`nichekd.tl.calibrate`) is right as often as it says.
     split_key
-        Column of ``obs`` whose parts neighborhoods don't cross; absent by its default name, there are no parts.
+        Column of ``obs`` whose parts neighborhoods don't cross. By its default name, there are no parts where it is
+        absent or holds other words than those of :func:`nichekd.pp.split`, which is logged.
     key_added
         ``obs`` key of the labels; with another than ``"niche"``, say ``"niche_old"``, the others are ``old_logits``,
         ``old_proba``, ``niche_old_entropy`` and ``niche_old_ood``.
@@ -91,7 +92,7 @@ def predict_niches(
         If ``student`` is none.
     ValueError
         If the features are of another encoder or other weights, of another crop size or another µm per pixel than the
-        student's, or of another length; if ``min_confidence`` is not in [0, 1].
+        student's, or of another length; if ``min_confidence`` is not in [0, 1]; if ``key_added`` is the teacher's or a baseline's.
 
     Warns
     -----
@@ -110,6 +111,7 @@ def predict_niches(
         )
     if min_confidence is not None and not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence={min_confidence}; it is a probability, from 0 to 1.")
+    Keys.check_student(key_added)
     data = working_copy(data, copy)
     find_cells(data, table_key)
     adata = get_table(data, table_key)

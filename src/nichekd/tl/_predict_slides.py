@@ -85,20 +85,22 @@ def predict_slides(
         table_key=table_key,
     )  # fmt: skip
     where = make_fabric(device).device
-    model.eval().to(where)
     attention = np.empty(adata.n_obs, dtype=np.float32)
     rows = []
-    with torch.inference_mode():
+    model.eval().to(where)
+    try:
         for name, cells in slides.items():
-            logits, weights = model(torch.from_numpy(np.asarray(features[cells], dtype=np.float32)).to(where))
-            proba = torch.softmax(logits, dim=0).cpu().numpy()
+            with torch.inference_mode():
+                logits, weights = model(torch.from_numpy(np.asarray(features[cells], dtype=np.float32)).to(where))
+                proba = torch.softmax(logits, dim=0).cpu().numpy()
             if not np.isfinite(proba).all():
                 raise ValueError(f"obsm[{key!r}] is NaN or infinite for cells of slide {name!r}; make it again.")
             attention[cells] = weights.cpu().numpy() * len(cells)
             shares = {f"proba_{one}": float(p) for one, p in zip(config.classes, proba, strict=True)}
             best = config.classes[int(proba.argmax())]
             rows.append({"library": name, "predicted": best, "n_cells": len(cells)} | shares)
-    model.to("cpu")
+    finally:
+        model.to("cpu")
     adata.obs[key_added] = attention
     record(
         adata, "predict_slides", seconds=time.perf_counter() - started, use_rep=key, library_key=library_key,

@@ -14,6 +14,7 @@ from nichekd.tl._rank_by_gene_data import SCALES, Losses, RankByGeneSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
@@ -118,6 +119,12 @@ def rank_by_gene(
         If a parameter is out of its range, a slide has fewer than 4 training cells, image features are NaN or all
         0 for a cell, or both ``use_rep`` and ``encoder`` are given.
 
+    Warns
+    -----
+    UserWarning
+        If the held-back cells of a slide all express the same, which leaves nothing to judge by there; for
+        ``encoder``, if the split leaves less room between training and test cells than their crops take.
+
     Examples
     --------
     >>> import nichekd as nk
@@ -148,7 +155,9 @@ def rank_by_gene(
     }  # fmt: skip
     with seeded(seed):
         if encoder is None:
-            made = frozen_task(data, use_rep, genes_read, library, fit, momentum, seed=seed, table_key=table_key)
+            made = frozen_task(
+                data, use_rep, genes_read, library, fit, momentum, device=device, seed=seed, table_key=table_key
+            )
         else:
             from nichekd.tl._rank_by_gene_crops import crop_task
 
@@ -156,7 +165,8 @@ def rank_by_gene(
                 data, encoder, genes_read, library, fit, momentum,
                 crop_px=crop_px, image_key=image_key, device=device, seed=seed, table_key=table_key,
             )  # fmt: skip
-        history = fit_rank_by_gene(made.network, made.task, losses, fit=fit, seed=seed, device=device)
+        slides = None if library_key is None else _names(adata.obs[library_key].iloc[genes_read.cells], library)
+        history = fit_rank_by_gene(made.network, made.task, losses, fit=fit, seed=seed, device=device, slides=slides)
         model = _model(made, genes_read.names, parameters)
     model.history = history.columns
     record(
@@ -204,6 +214,11 @@ def _possible(losses: Losses, library: NDArray[np.int64]) -> Losses:
         return losses
     scales = tuple(scale for scale in losses.scales if scale != "across")
     return Losses(losses.kind, losses.rank_weight, losses.distill_weight, losses.temperature, scales)
+
+
+def _names(column: pd.Series, library: NDArray[np.int64]) -> list[str]:
+    """Of the slides, by their number."""
+    return [str(column.iloc[i]) for i in np.unique(library, return_index=True)[1]]
 
 
 def _model(made: Any, genes: tuple[str, ...], parameters: dict[str, Any]) -> AlignedEncoder:

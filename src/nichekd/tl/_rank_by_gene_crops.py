@@ -80,12 +80,14 @@ def crop_task(
     from nichekd._image import get_image
     from nichekd.models import get_encoder
     from nichekd.pp._crops import CropReader
+    from nichekd.pp._overlap import warn_if_crops_overlap
 
     if isinstance(sdata, AnnData):
         raise TypeError("encoder= is trained on crops, and an AnnData has no image. Make one of both: nk.io.paired.")
     adata = get_table(sdata, table_key)
     image = get_image(sdata, adata, image_key=image_key)
     reader = CropReader(image, crop_px=crop_px)
+    warn_if_crops_overlap(adata, image, side_px=reader.crop_px, mpp=reader.mpp, stacklevel=4)
     base = get_encoder(encoder)
     n_features = base.check(crop_px)
     strong, weak = changes()

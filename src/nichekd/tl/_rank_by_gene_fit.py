@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from nichekd.tl._batches import validation_part
 from nichekd.tl._loop import History, learning_rate_factor, make_fabric
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -32,17 +35,35 @@ N_TRIPLETS = 20_000
 
 
 def fit_rank_by_gene(
-    network: RankByGeneNetwork, task: Task, losses: Losses, *, fit: RankByGeneSettings, seed: int, device: str | None
+    network: RankByGeneNetwork,
+    task: Task,
+    losses: Losses,
+    *,
+    fit: RankByGeneSettings,
+    seed: int,
+    device: str | None,
+    slides: Sequence[str] | None = None,
 ) -> History:
     """Train ``network`` in place; its teacher is the result, with the weights that ordered held-back cells best.
 
     Returns
     -------
     Mean loss and terms, and the order agreement of the held-back cells, an entry an epoch.
+
+    Warns
+    -----
+    UserWarning
+        If held-back cells of a slide (by its name in ``slides``) all express the same, so that they have no order.
     """
     rng, everyone = np.random.default_rng(seed), np.arange(len(task.library))
     fitted, held_back = validation_part(task.xy, everyone, share=fit.validation, margin=fit.margin)
-    check = HeldBack(task, held_back, losses.scales, rng) if len(held_back) >= FEWEST_HELD_BACK else None
+    check = None
+    if len(held_back) >= FEWEST_HELD_BACK:
+        check = HeldBack(task, held_back, losses.scales, rng, slides)
+        if check.tied:
+            what = "all express the same, so that there is no order to judge by: they are left out of it"
+            warnings.warn(f"The held-back cells of {', '.join(check.tied)} {what}.", UserWarning, stacklevel=3)
+        check = check if check.scales else None
     run = _Run(network, task, losses, fitted if check else everyone, fit, rng, seed, device)
     if check:
         check.look(network, run.fabric.device)
@@ -67,21 +88,34 @@ class HeldBack:
     """Training cells that do not teach: how well the teacher orders them, and its weights when it did best.
 
     Slides differ by stain and batch, so what orders the cells of all of them need not order those of one: triplets are
-    drawn on the scales that are trained, and the scales count alike.
+    drawn on the scales that are trained, and the scales count alike. Slides whose cells all express the same are
+    ``tied``: they have no order, and their agreement would be NaN.
     """
 
     def __init__(
-        self, task: Task, cells: NDArray[np.integer], scales: tuple[str, ...], rng: np.random.Generator
+        self,
+        task: Task,
+        cells: NDArray[np.integer],
+        scales: tuple[str, ...],
+        rng: np.random.Generator,
+        slides: Sequence[str] | None = None,
     ) -> None:
         n = task.views.n_checked
         self.task, self.cells = task, np.sort(rng.choice(cells, n, replace=False)) if len(cells) > n else cells
-        self.scales = []
+        self.scales: list[list[tuple[Any, ...]]] = []
+        self.tied: list[str] = []
         for members in _members(task.library[self.cells], scales):
             parts = []
             for some in members:
                 triplets = draw_triplets(len(some), N_TRIPLETS // len(members), rng)
-                parts.append((some, triplets, gaps(unit_rows(task.target[self.cells[some]]), triplets)))
-            self.scales.append(parts)
+                wanted = gaps(unit_rows(task.target[self.cells[some]]), triplets)
+                if wanted.any():
+                    parts.append((some, triplets, wanted))
+                else:
+                    codes = np.unique(task.library[self.cells[some]])
+                    self.tied.append("+".join(repr(slides[i]) if slides else f"slide {i}" for i in codes))
+            if parts:
+                self.scales.append(parts)
         self.last = self.first = self.best = float("nan")
         self.best_state: dict[str, Tensor] = {}
 

@@ -143,12 +143,13 @@ def frozen_task(
     fit: RankByGeneSettings,
     momentum: float,
     *,
+    device: str | None,
     seed: int,
     table_key: str,
 ) -> Made:
     """On frozen features, which are read into memory."""
     adata = get_table(data, table_key)
-    use_rep = image_rep(data, use_rep, table_key=table_key)
+    use_rep = image_rep(data, use_rep, device=device, table_key=table_key)
     rows = np.asarray(features_of(adata, use_rep, run="nk.pp.histology_features")[read.cells])
     check_rows(rows, f"obsm[{use_rep!r}]")
     student = Branch(rows.shape[1], fit.n_out, dropout=fit.dropout)

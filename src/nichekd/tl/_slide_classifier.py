@@ -122,7 +122,7 @@ def slide_classifier(
             f"The {len(train)} training slides with obs[{label_key!r}] are of the classes {list(classes)}; there have "
             "to be two at least."
         )
-    use_rep = image_rep(data, use_rep, table_key=table_key)
+    use_rep = image_rep(data, use_rep, device=device, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     target = {name: classes.index(str(labels[name])) for name in train}
     config = SlideClassifierConfig(

@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from nichekd.tl import FitSettings
+
+
+def test_large_sections_need_fewer_passes_of_larger_steps():
+    small, large = FitSettings().pace(5_000), FitSettings().pace(50_000)
+    assert small[0] > large[0]
+    assert small[1] < large[1]
+
+
+def test_what_is_asked_for_is_done():
+    assert FitSettings(max_epochs=3).pace(50_000) == (3, FitSettings().pace(50_000)[1])
+    assert FitSettings(batch_size=7).pace(50) == (FitSettings().pace(50)[0], 7)

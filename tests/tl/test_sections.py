@@ -1,0 +1,52 @@
+"""Two sections with the very same coordinates in one table, from the split to the prediction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from anndata import AnnData
+
+import nichekd as nk
+from nichekd.tl import FitSettings
+
+HALF = 200
+
+
+@pytest.fixture(scope="module")
+def two():
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, 250, (HALF, 2))
+    niche = (xy[:, 0] > 125).astype(int)
+    latent = np.eye(2)[np.tile(niche, 2)] * 4 + rng.normal(0, 1, (2 * HALF, 2))
+    adata = AnnData(
+        obs={"slide": ["a"] * HALF + ["b"] * HALF, "niche_teacher": np.tile(niche, 2).astype(str)},
+        obsm={"spatial": np.tile(xy, (2, 1)), "X_latent": latent.astype(np.float32)},
+    )
+    nk.pp.split(adata, crop_px=0, library_key="slide")
+    return adata
+
+
+@pytest.mark.filterwarnings("ignore:.* of the cells look unlike:UserWarning")  # so few cells
+def test_the_chain_keeps_sections_apart(two):
+    adata = two.copy()
+    fit = FitSettings(max_epochs=1, min_steps=0, n_components=2)
+    student = nk.tl.distill(adata, use_rep="X_latent", teacher="niche_teacher", fit=fit)
+    assert adata.uns["nichekd"]["neighborhoods"]["library_key"] == "slide"
+    graph = adata.obsp["spatial_connectivities"]
+    assert graph[:HALF, HALF:].nnz == 0
+    assert len(nk.tl.pathology_probe(adata, annotation_key="slide")) == 2
+    del adata.obsp["spatial_connectivities"], adata.uns["nichekd"]["neighborhoods"]
+    nk.tl.predict_niches(adata, student, use_rep="X_latent")
+    assert adata.obsp["spatial_connectivities"][:HALF, HALF:].nnz == 0
+
+
+def test_a_student_reads_test_cells_alone(taught):
+    section, student = taught
+    part = section[section.obs["split"] == "test"].copy()
+    del part.obsp, part.uns["nichekd"]["radius"]
+    nk.tl.predict_niches(part, student, use_rep="X_image")
+    whole = section.obs["niche"][section.obs["split"] == "test"].astype(str)
+    assert (part.obs["niche"].astype(str) == whole).mean() > 0.99
+    part.obs["split"] = "val"
+    nk.tl.predict_niches(part, student, use_rep="X_image")
+    assert (part.obs["niche"].astype(str) == whole).mean() > 0.99
