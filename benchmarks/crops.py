@@ -8,7 +8,7 @@
    otherwise, is checked.
 2. Encoding: cells from the file to float16 features (all of nk.pp.histology_features but the set-up), against the bare
    encoder on random batches that lie in memory. The share is the latter's time over the former's: 1 is an encoder
-   that never waits.
+   that never waits. Beside it, the share of the peak that this machine reaches in products of matrices.
 
 Peer and ours take turns in one process; medians over the runs. CPU seconds count all threads, and other people's
 programs on the machine hardly change them. Encoder "uni2" is its architecture with random weights.
@@ -147,8 +147,36 @@ def compare_encoding(image, encoder, n_crops: int, n_runs: int) -> dict:
         for name, work in (("bare", bare), ("nichekd", whole)):
             runs[name].append(timed(work))
             print(f"{name:12} {runs[name][-1]}", file=sys.stderr, flush=True)
+    found = {"runs": runs} | summary(runs, "bare", "nichekd")
+    flops, peak = flops_of(encoder, batch, precision), matmul_peak(encoder.device, precision, n_runs)
+    share = {name: found[f"crops_per_s_{name}"] * flops / peak for name in runs}
     about = {"encoder": encoder.name, "precision": precision, "device": str(encoder.device)}
-    return about | {"runs": runs} | summary(runs, "bare", "nichekd")
+    return about | found | {"flops_per_crop": flops, "matmul_peak_flops_per_s": peak, "share_of_peak": share}
+
+
+def flops_of(encoder, batch, precision) -> float:
+    """Floating-point operations of a crop: two for a multiplication and the addition that follows."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        encoder.encode(batch, precision=precision)
+    return counter.get_total_flops() / len(batch)
+
+
+def matmul_peak(device, precision, n_runs: int, side: int = 4096) -> float:
+    """FLOP/s of the fastest of some products of two square matrices."""
+    import torch
+
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    fastest = np.inf
+    for _ in range(n_runs + 1):
+        begin = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - begin)
+    return 2 * side**3 / fastest
 
 
 def compare_dense(image, encoder, n_crops: int, n_cells: int, n_runs: int) -> dict:
@@ -244,6 +272,9 @@ def main() -> None:
         for figure, unit in (("crops_per_s", "cells/s"), ("crops_per_cpu_s", "cells/CPU s")):
             values = [row[f"{figure}_{name}"] for name in (other, ours, "ratio")]
             print(f"| {f'{what}, {unit}':46} | {values[0]:7.1f} | {values[1]:7.1f} | {values[2]:6.2f} |")
+        if "share_of_peak" in row:
+            bare, whole = row["share_of_peak"].values()
+            print(f"| {'share of the matrix-product peak':46} | {bare:7.3f} | {whole:7.3f} | {'':6} |")
 
 
 if __name__ == "__main__":
