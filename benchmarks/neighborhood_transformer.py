@@ -108,16 +108,29 @@ def simulated(n_cells: int) -> tuple[NeighborhoodIndex, np.ndarray]:
     return index, np.random.default_rng(0).normal(size=(n_cells, N_FEATURES)).astype(np.float32)
 
 
+def where(ours: Ours) -> torch.device:
+    """The device that the network is on."""
+    return next(ours.parameters()).device
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def prediction(ours: Ours, index, features, cells) -> dict:
     """Cells a second: ours over the whole tissue, the plain one over ``cells``, of which it takes as long for each."""
-    plain = Plain(ours)
-    start = time.perf_counter()
-    logits = predict_logits(ours, index, features)
-    middle = time.perf_counter()
+    plain, device = Plain(ours), where(ours)
+    start = clock(device)
+    logits = predict_logits(ours, index, features, device=device)
+    middle = clock(device)
     with torch.inference_mode():
         parts = np.array_split(cells, -(-len(cells) // BATCH))
-        expected = torch.cat([plain(*plain_batch(index, features, part)) for part in parts]).numpy()
-    end = time.perf_counter()
+        batches = (plain_batch(index, features, part) for part in parts)
+        expected = torch.cat([plain(*(x.to(device) for x in batch)).cpu() for batch in batches]).numpy()
+    end = clock(device)
     return {
         "ours": len(logits) / (middle - start),
         "plain": len(cells) / (end - middle),
@@ -128,8 +141,8 @@ def prediction(ours: Ours, index, features, cells) -> dict:
 
 def training(ours: Ours, index, features, n_steps: int) -> dict:
     """Cells a second of ``n_steps`` gradient steps of both, batches drawn as each draws them."""
-    rng = np.random.default_rng(0)
-    target = torch.randn(BATCH * 2, K)
+    rng, device = np.random.default_rng(0), where(ours)
+    target = torch.randn(BATCH * 2, K, device=device)
     plain = Plain(ours)
     shuffled = rng.permutation(len(index.xy))
     drawn = {
@@ -137,25 +150,25 @@ def training(ours: Ours, index, features, n_steps: int) -> dict:
         "plain": [shuffled[i * BATCH : (i + 1) * BATCH] for i in range(n_steps)],
     }
     forward = {
-        "ours": lambda cells: ours(index.batch(cells, features)),
-        "plain": lambda cells: plain(*plain_batch(index, features, cells)),
+        "ours": lambda cells: ours(index.batch(cells, features).to(device)),
+        "plain": lambda cells: plain(*(x.to(device) for x in plain_batch(index, features, cells))),
     }
     speed = {}
     for method, batches in drawn.items():
         optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-6)
-        start = time.perf_counter()
+        start = clock(device)
         for cells in batches:
             loss = distillation_loss(forward[method](cells), target[: len(cells)], 1.0)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        speed[method] = sum(map(len, batches)) / (time.perf_counter() - start)
+        speed[method] = sum(map(len, batches)) / (clock(device) - start)
     return speed
 
 
 def compare(preset: str, arguments: argparse.Namespace) -> dict:
     index, features = simulated(arguments.cells)
-    ours = Ours(preset)
+    ours = Ours(preset).to(arguments.device)
     cells = np.random.default_rng(1).permutation(arguments.cells)[: arguments.predict]
     prediction(ours, index, features, cells[:BATCH])  # first touches of memory and threads
     row: dict = {"preset": preset, "mean_tokens": float(index.sizes.mean()), "runs": []}
@@ -181,6 +194,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="gradient steps a run")
     parser.add_argument("--runs", type=int, default=3, help="the median is reported")
     parser.add_argument("--presets", nargs="+", default=["small", "pooling"])
+    parser.add_argument("--device", default="cpu", help='e.g. "cuda"')
     parser.add_argument("--out", type=Path, default=RESULTS / "neighborhood_transformer.json")
     arguments = parser.parse_args()
     nk.settings.progress = False
@@ -188,6 +202,7 @@ def main() -> None:
     result = {
         "command": f"python benchmarks/neighborhood_transformer.py --cells {arguments.cells} --predict "
         f"{arguments.predict} --steps {arguments.steps} --runs {arguments.runs}",
+        "device": arguments.device,
         "n_features": N_FEATURES,
         "batch": BATCH,
         "n_cpus": os.cpu_count(),
