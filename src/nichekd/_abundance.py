@@ -12,12 +12,14 @@ import pandas as pd
 from nichekd._resolve import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from anndata import AnnData
     from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
+
+UNFIT = ("", ".", "..", "_index")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def abundance_of(adata: AnnData, key: str, *, run: str = "nk.pp.neighborhood_com
     TypeError
         If it holds something else than numbers.
     ValueError
-        If there is no cell or type; if types repeat; if its rows are other cells' or names of cells repeat, so that
+        If there is no cell or type; if types repeat, or have names that no file can hold; if its rows are other cells' or names of cells repeat, so that
         nobody can tell; if a value is NaN, infinite or negative.
     """
     try:
@@ -72,6 +74,7 @@ def abundance_of(adata: AnnData, key: str, *, run: str = "nk.pp.neighborhood_com
         types = tuple(map(str, range(values.shape[1]))) if values.ndim == 2 else ()
     if values.ndim != 2 or not types:
         raise ValueError(f"obsm[{key!r}] has shape {values.shape}; it has to be (n_cells, n_types).")
+    check_type_names(types)
     if repeated := sorted({name for name in types if types.count(name) > 1}):
         raise ValueError(f"obsm[{key!r}] has several columns of the types {repeated}; rename or add them up.")
     try:
@@ -79,6 +82,21 @@ def abundance_of(adata: AnnData, key: str, *, run: str = "nk.pp.neighborhood_com
     except (TypeError, ValueError) as err:
         raise TypeError(f"obsm[{key!r}] holds {values.dtype}, not numbers: {err}.") from err
     return Abundance(_checked(values, key), types)
+
+
+def check_type_names(types: Iterable[str]) -> None:
+    """Refuse names of types that files can't hold as columns: HDF5 and zarr read a slash as a folder.
+
+    Raises
+    ------
+    ValueError
+        If there are such names.
+    """
+    if unfit := [name for name in types if "/" in name or name in UNFIT]:
+        raise ValueError(
+            f"Types are named {unfit}, which no .h5ad or .zarr can hold as columns. Rename them, e.g. with '-' for '/': "
+            "adata.obs[key] = adata.obs[key].cat.rename_categories(lambda name: name.replace('/', '-'))."
+        )
 
 
 def _check_names(adata: AnnData, key: str) -> None:

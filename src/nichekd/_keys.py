@@ -87,6 +87,19 @@ class Keys:
             )
 
     @staticmethod
+    def check_added(key: str, *inputs: str) -> None:
+        """Refuse ``key_added`` where it would replace the cells' centres, or what is read to make it.
+
+        Raises
+        ------
+        ValueError
+            If it would.
+        """
+        if key == Keys.SPATIAL or key in inputs:
+            holds = "the cells' centres" if key == Keys.SPATIAL else "what this is made of, or is judged by"
+            raise ValueError(f"key_added={key!r} holds {holds}, which would be replaced. Name another.")
+
+    @staticmethod
     def ood(niche: str) -> str:
         """``obs`` key of the out-of-distribution score beside a student's labels ``obs[niche]``: ``<niche>_ood``."""
         return f"{niche}_ood"

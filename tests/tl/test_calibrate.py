@@ -192,3 +192,11 @@ def test_a_factor_of_one_corner_is_not_kept(distilled, student):
 def test_cells_too_few_to_prove_a_factor(n):
     logits, truth, xy = drawn(n)
     assert proven_temperature(5 * logits, truth, xy) == (1, 0)
+
+
+def test_logits_of_another_student(distilled, student):
+    adata = distilled[0].copy()
+    adata.obsm["student_logits"] = np.zeros((adata.n_obs, 7), dtype=np.float32)
+    with pytest.raises(ValueError, match="7 columns.*the student has 3 niches"):
+        nk.tl.calibrate(adata, student, subset="test")
+    assert student.config.calibration == 1

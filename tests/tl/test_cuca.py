@@ -429,3 +429,28 @@ def test_lora_without_peft(slide, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r'pip install "nichekd\[lora\]"'):
         nk.tl.cuca(slide, abundance_key="cell_abundance", use_rep="X_tiny", lora=LORA, encoder=tiny_vit(), fit=FEW)
+
+
+def test_too_few_cells_to_select_by(spots):
+    spots.obs["chosen"] = np.arange(len(spots)) == 0
+    with pytest.raises(ValueError, match="True for 1 training cells; a correlation takes 3"):
+        train(spots, validation_key="chosen")
+
+
+def test_a_section_of_few_cells_does_not_validate(spots):
+    spots.obs["slide"] = np.where(np.arange(len(spots)) < 2, "tiny", np.where(np.arange(len(spots)) % 2, "a", "b"))
+    for seed in range(4):
+        train(spots, library_key="slide", seed=seed)
+        assert spots.uns["nichekd"]["cuca"]["n_validation"] > 20
+
+
+@pytest.mark.parametrize("key", ["cell_abundance", "X_image", "spatial"])
+def test_what_is_read_is_not_written_over(spots, key):
+    with pytest.raises(ValueError, match=f"key_added='{key}' holds"):
+        train(spots, key_added=key)
+
+
+def test_names_that_no_file_can_hold(spots):
+    spots.obsm["cell_abundance"] = spots.obsm["cell_abundance"].rename(columns={"T": "CD4/CD8"})
+    with pytest.raises(ValueError, match=r"Types are named \['CD4/CD8'\]"):
+        train(spots)

@@ -435,3 +435,29 @@ def test_manifest_says_what_it_is_of(finished, cells):
     manifest = json.loads((finished[0] / "manifest.json").read_text())
     assert manifest["n_cells"] == cells.n_obs
     assert manifest["radius"] == pytest.approx(cells.uns["nichekd"]["radius"])
+
+
+@pytest.mark.parametrize("key", ["cell_type_key", "annotation_key"])
+def test_judged_by_a_column_that_is_written(cells, key):
+    adata = cells.copy()
+    adata.obs["niche"] = adata.obs["pathology"]
+    with pytest.raises(ValueError, match=f"{key}='niche' is a column that the evaluation writes"):
+        run(adata, **{key: "niche"})
+
+
+def test_no_permutation_is_refused_at_once(cells):
+    with pytest.raises(ValueError, match="n_permutations=0"):
+        run(cells.copy(), cell_type_key="cell_type", n_permutations=0)
+
+
+@pytest.mark.parametrize("name", ["mean", "", "..", "a/b"])
+def test_names_that_are_no_folders(cells, name):
+    with pytest.raises(ValueError, match="Data sets are named"):
+        run({name: cells})
+
+
+def test_the_broken_data_set_is_named(cells):
+    broken = cells.copy()
+    del broken.obsm["X_image"]
+    with pytest.raises(KeyError, match="Data set 'second'.*X_image"):
+        run({"second": broken}, methods=("niche_own_crop",))

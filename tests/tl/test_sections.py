@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -50,3 +51,25 @@ def test_a_student_reads_test_cells_alone(taught):
     part.obs["split"] = "val"
     nk.tl.predict_niches(part, student, use_rep="X_image")
     assert (part.obs["niche"].astype(str) == whole).mean() > 0.99
+
+
+def test_neighborhoods_take_the_sections_of_the_split(two):
+    adata = two.copy()
+    nk.pp.neighborhoods(adata, radius=30)
+    assert adata.obsp["spatial_connectivities"][:HALF, HALF:].nnz == 0
+
+
+@pytest.mark.filterwarnings("ignore:.* of the cells look unlike:UserWarning")
+def test_sections_put_together_keep_what_is_known_of_their_features():
+    parts = {}
+    for seed, name in enumerate("ab"):
+        sdata = nk.datasets.simulate(400, K=2, seed=seed)
+        nk.pp.histology_features(sdata, encoder="color", crop_px=64)
+        parts[name] = sdata["table"]
+    both = anndata.concat(parts, label="slide", index_unique="-", uns_merge="same")
+    nk.pp.split(both, library_key="slide", mpp=0.25, crop_px=64)
+    fit = FitSettings(max_epochs=1, min_steps=0, n_components=4)
+    student = nk.tl.distill(both, teacher="niche_true", fit=fit)
+    slide = nk.datasets.simulate(300, K=2, seed=7)
+    nk.tl.predict_niches(slide, student)
+    assert "X_color" in slide["table"].obsm

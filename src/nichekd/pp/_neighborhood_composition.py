@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
+from nichekd._abundance import check_type_names
 from nichekd._keys import Keys, Split
 from nichekd._labels import labels_of
 from nichekd._record import notes, record
@@ -94,7 +95,8 @@ def neighborhood_composition(
     KeyError
         If a column or ``obsm["spatial"]`` is missing, or there is no image ``image_key``.
     ValueError
-        If ``radius`` or ``spot_distance`` is not a positive number, no cell has a type, no spot holds a cell, the
+        If ``radius`` or ``spot_distance`` is not a positive number, no cell has a type, a type's name can't be a column of
+        a file (a slash), ``key_added`` holds the centres, no spot holds a cell, the
         genes of spots are not raw counts, or spots have several images to lie on and none is named.
 
     Examples
@@ -112,6 +114,8 @@ def neighborhood_composition(
     types = labels_of(adata, cell_type_key, run="your cell typing").remove_unused_categories()
     if not len(types.categories):
         raise ValueError(f"obs[{cell_type_key!r}] is missing for all {adata.n_obs:,} cells; name another column.")
+    check_type_names(map(str, types.categories))
+    Keys.check_added(key_added)
     if untyped := int((types.codes < 0).sum()):
         log.warning("%d of %d cells have no obs[%r] and are counted as none", untyped, adata.n_obs, cell_type_key)
     xy, library = centres_by_library(adata, library_key)

@@ -56,7 +56,8 @@ def neighborhoods(
         Column of ``obs`` with ``train`` / ``test`` / ``buffer``; if the default one is absent or holds other words,
         which is logged, or for ``None``, all cells are on one side. With a radius, there may be no ``train`` cell.
     library_key
-        Column of ``obs`` that tells sections apart, each with coordinates of its own.
+        Column of ``obs`` that tells sections apart, each with coordinates of its own; default the one that an earlier
+        call or :func:`nichekd.pp.split` was given.
     table_key
         Table of a ``SpatialData``.
     copy
@@ -94,11 +95,10 @@ def neighborhoods(
     start = time.perf_counter()
     data = working_copy(data, copy)
     adata = get_table(data, table_key)
+    library_key = library_key or recorded_library(adata)
     xy, library = centres_by_library(adata, library_key)
     if library_key is None and not has_image(data):
         warn_if_pixels(xy)
-    if library_key is None and (recorded := recorded_library(adata)) is not None:
-        log.warning("Sections of obs[%r] are not told apart: library_key=%r does it", recorded, recorded)
     split = sides_of(adata, split_key)
     radius = _radius(data, adata, radius, split_key=split_key, library_key=library_key, table_key=table_key)
     graph = radius_graph(xy, radius, _groups(split, library))

@@ -76,7 +76,7 @@ def calibrate(
         If the reference, the logits or the record of what was held out is missing.
     ValueError
         If the reference has niches that the student does not know, or labels none of these cells; if the table's rows
-        were changed since the student was distilled, or the cells held out are another student's.
+        were changed since the student was distilled, or the cells held out are another student's; if the logits are not of this student's niches, or not finite.
     """
     from scipy.special import softmax
 
@@ -99,6 +99,11 @@ def calibrate(
     code = np.asarray([*map(names.index, target.categories), -1])  # the last one is that of cells without a label
     truth = code[target.codes]
     cells, logits = _cells_and_logits(adata, student, subset, key_added, split_key)
+    if logits.shape[1] != len(names) or not np.isfinite(logits).all():
+        raise ValueError(
+            f"The logits of these cells have {logits.shape[1]} columns, and {np.count_nonzero(~np.isfinite(logits)):,} values "
+            f"that are not finite; the student has {len(names)} niches. Run nk.tl.predict_niches with this student."
+        )
     known = truth[cells] >= 0
     if not known.any():
         raise ValueError(

@@ -104,7 +104,7 @@ def cuca(
     ValueError
         If abundances are NaN, negative, of other rows, or of no or repeated types; if the counts are none, or names of
         genes repeat; if fewer than two training cells are left, or all types are constant in them; if a library is in
-        training and validation; if ``align`` or ``loss_weights`` are none; if ``lora`` meets no ViT.
+        training and validation, or fewer than three cells validate; if ``key_added`` is what is read; if ``align`` or ``loss_weights`` are none; if ``lora`` meets no ViT.
     ImportError
         If ``lora`` is given and peft is not installed.
 
@@ -127,6 +127,7 @@ def cuca(
     started = time.perf_counter()
     fit = fit or CucaSettings()
     weights = _check_options(align, loss_weights)
+    Keys.check_added(key_added, abundance_key, use_rep)
     adata = get_table(data, table_key)
     inputs = read_inputs(
         adata, abundance_key=abundance_key, use_rep=use_rep, layer=layer, split_key=split_key,

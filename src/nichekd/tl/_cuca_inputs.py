@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
+
+FEWEST = 20  # training cells of a library that is drawn to validate
+FEWEST_CHOSEN = 3
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def validation_cells(
     KeyError
         If a column is missing.
     ValueError
-        If one library is on both sides, or a side is empty.
+        If one library is on both sides, a side is empty, or fewer than three cells are named to validate.
     """
     names = None
     if library_key is not None:
@@ -115,9 +119,11 @@ def validation_cells(
         return _chosen(adata, train, validation_key, library_key, names)
     if share <= 0:
         return train, train[:0]
-    libraries = [] if names is None else sorted(set(names))
+    libraries = {} if names is None else Counter(names.tolist())
     if len(libraries) > 1:
-        held = libraries[rng.integers(len(libraries))]
+        # of few cells, the correlation tells no epoch from another
+        large = sorted(name for name, n in libraries.items() if n >= FEWEST) or sorted(libraries)
+        held = large[rng.integers(len(large))]
         log.info("%s %r validates; %d others train", library_key, held, len(libraries) - 1)
         return train[names != held], train[names == held]
     if Keys.SPATIAL not in adata.obsm:
@@ -143,6 +149,11 @@ def _chosen(
         raise ValueError(
             f"obs[{validation_key!r}] is {bool(held[0])} for all {len(train):,} training cells; some have to train and "
             "others validate."
+        )
+    if held.sum() < FEWEST_CHOSEN:
+        raise ValueError(
+            f"obs[{validation_key!r}] is True for {held.sum()} training cells; a correlation takes {FEWEST_CHOSEN} at least. "
+            "Name more, or leave validation_key= out."
         )
     if names is not None and (shared := sorted(set(names[held]) & set(names[~held]))):
         raise ValueError(

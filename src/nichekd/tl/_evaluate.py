@@ -12,7 +12,7 @@ from anndata import AnnData
 from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import get_table
-from nichekd.tl._evaluation_data import Datasets, as_datasets
+from nichekd.tl._evaluation_data import MEAN, Datasets, as_datasets
 from nichekd.tl._evaluation_folder import EvaluationFolder
 from nichekd.tl._evaluation_methods import chosen_methods
 from nichekd.tl._evaluation_table import Tables, averaged, write_tables
@@ -151,11 +151,18 @@ def _evaluate_many(datasets: Mapping[str, Any], *, out: Path | None, **options: 
     found = []
     for name, load in datasets.items():
         log.info("data set %s", name)
-        tables = _evaluate_one(load(), out=None if out is None else out / name, **options)
+        try:
+            tables = _evaluate_one(load(), out=None if out is None else out / name, **options)
+        except Exception as err:
+            if type(err) not in (KeyError, ValueError, TypeError, OSError, FileNotFoundError):
+                err.add_note(f"In data set {name!r}.")
+                raise
+            message = err.args[0] if err.args else ""
+            raise type(err)(f"Data set {name!r}: {message}") from err
         found.append(Tables(*(table.assign(dataset=name) for table in tables)))
     each, runs, teachers = (pd.concat(tables, ignore_index=True) for tables in zip(*found, strict=True))
     mean = averaged(each.drop(columns=[name for name in each if str(name).endswith("_sd")]), over="datasets")
-    table = pd.concat([each, mean.assign(dataset="mean")], ignore_index=True)
+    table = pd.concat([each, mean.assign(dataset=MEAN)], ignore_index=True)
     table.insert(0, "dataset", table.pop("dataset"))
     tables = Tables(table, runs, teachers)
     if out is not None:

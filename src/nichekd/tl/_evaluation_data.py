@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 Datasets = Mapping[str, Any] | Sequence[Any] | str | Path
+MEAN = "mean"  # the rows of all data sets together
 IMAGES = (".ome.tif", ".ome.tiff", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs")
 
 
@@ -43,6 +44,13 @@ def as_datasets(data: Any) -> dict[str, Callable[[], AnnData | SpatialData]] | N
         return None
     if not found:
         raise ValueError("There is no data set to evaluate.")
+    if len(found) < len(data):
+        raise ValueError(f"Two data sets have the same name as text: {list(data)}. Name each otherwise.")
+    if unfit := [name for name in found if name in ("", ".", "..", MEAN) or "/" in name or "\\" in name]:
+        raise ValueError(
+            f"Data sets are named {unfit}. A name is that of a folder of results, and {MEAN!r} that of their mean; name "
+            "each otherwise."
+        )
     return found
 
 

@@ -101,6 +101,9 @@ class Evaluation:
         n_train = int((split_of(self.adata, self.split_key) == Split.TRAIN).sum())
         for n_niches in self.all_k:
             check_n_niches(n_niches, n_train)
+        self._check_columns()
+        if self.cell_type_key is not None and self.n_permutations < 1:
+            raise ValueError(f"n_permutations={self.n_permutations}; it has to be at least 1.")
         test = subset_mask(self.adata, Split.TEST, split_key=self.split_key)
         if self.cell_type_key is not None:
             types = labels_of(self.adata, self.cell_type_key, run="your cell typing")
@@ -109,6 +112,16 @@ class Evaluation:
         if self.annotation_key is not None:
             check_annotated(self.adata, self.annotation_key, subset=Split.TEST, split_key=self.split_key)
         warn_if_misaligned(self.data, table_key=self.table_key)
+
+    def _check_columns(self) -> None:
+        """What is judged by must not be among the columns that the runs write."""
+        written = {Keys.niche(Keys.TEACHER), *(method.key for method in self.methods)}
+        for name, key in (("cell_type_key", self.cell_type_key), ("annotation_key", self.annotation_key)):
+            if key in written:
+                raise ValueError(
+                    f"{name}={key!r} is a column that the evaluation writes itself. Rename yours: "
+                    f"adata.obs['pathology'] = adata.obs.pop({key!r})."
+                )
 
     def run(self, folder: EvaluationFolder, reps: Mapping[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Scores of each K, seed and method, and the niches of each teacher."""

@@ -104,7 +104,7 @@ def nolan(
     --------
     >>> import nichekd as nk
     >>> sdata = nk.datasets.simulate(n_cells=600, K=3, seed=0)
-    >>> nk.tl.nolan(sdata, K=3, use_rep="X_expression")  # doctest: +SKIP
+    >>> nk.tl.nolan(sdata, K=3)  # doctest: +SKIP
     """
     from nichekd.models import NolanSettings
     from nichekd.tl._consensus import consensus_partition

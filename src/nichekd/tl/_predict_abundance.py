@@ -33,7 +33,7 @@ def predict_abundance(
     """Abundances of cell types from H&E alone.
 
     What is missing is done first with what the model carries: image features by its encoder, at its crop size and µm
-    per pixel.
+    per pixel; and on a slide without any cells, :func:`nichekd.pp.segment_nuclei`.
 
     Parameters
     ----------
@@ -72,6 +72,7 @@ def predict_abundance(
         pixel than the model's, or of another length.
     """
     from nichekd.models import AbundanceModel
+    from nichekd.tl._student_inputs import find_cells
 
     started = time.perf_counter()
     if not isinstance(model, AbundanceModel):
@@ -79,6 +80,7 @@ def predict_abundance(
             f"model is a {type(model).__name__}; it has to be an AbundanceModel: nk.models.AbundanceModel.load(folder)."
         )
     data = working_copy(data, copy)
+    find_cells(data, table_key)
     adata = get_table(data, table_key)
     if adata.n_obs == 0:
         raise ValueError("The table has no cells or spots; there is nothing to predict for.")
