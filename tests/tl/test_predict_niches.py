@@ -230,3 +230,8 @@ def test_neighborhoods_older_than_the_split(student, cells):
         nk.pp.split(cells, mpp=0.25, crop_px=64)
     with pytest.raises(ValueError, match="Run nk.pp.neighborhoods again"):
         nk.tl.predict_niches(cells, student)
+
+
+def test_no_cells(student, cells):
+    with pytest.raises(ValueError, match="The table has no cells"):
+        nk.tl.predict_niches(cells[:0].copy(), student)

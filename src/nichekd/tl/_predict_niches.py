@@ -91,8 +91,9 @@ def predict_niches(
     TypeError
         If ``student`` is none.
     ValueError
-        If the features are of another encoder or other weights, of another crop size or another µm per pixel than the
-        student's, or of another length; if ``min_confidence`` is not in [0, 1]; if ``key_added`` is the teacher's or a baseline's.
+        If there are no cells; if the features are of another encoder or other weights, of another crop size or µm per
+        pixel than the student's, or of another length; if ``min_confidence`` is not in [0, 1]; if ``key_added`` is the
+        teacher's or a baseline's.
 
     Warns
     -----
@@ -115,6 +116,10 @@ def predict_niches(
     data = working_copy(data, copy)
     find_cells(data, table_key)
     adata = get_table(data, table_key)
+    if adata.n_obs == 0:
+        raise ValueError(
+            "The table has no cells; there is nothing to predict for. Run nk.pp.segment_nuclei, or check it."
+        )
     use_rep = student_rep(data, student, use_rep, device=device, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     check_features(adata, student, use_rep, features.shape[1])
