@@ -127,18 +127,6 @@ def add_features(
     table_key: str,
 ) -> None:  # fmt: skip
     """Image features as the student was trained on, streamed to ``store`` where one is named."""
-    from nichekd import pp
+    from nichekd.tl._recorded_features import encode_as_recorded
 
-    wanted = student.config.features
-    pp.histology_features(
-        cells,  # type: ignore[type-var]
-        encoder=encoder,
-        crop_px=int(wanted["crop_px"]),
-        mpp=float(wanted["mpp"]),
-        mode=wanted.get("mode", "crop"),
-        stride_px=wanted.get("stride_px"),
-        stain=wanted.get("stain"),
-        store=store,
-        device=device,
-        table_key=table_key,
-    )
+    encode_as_recorded(cells, student.config.features, encoder, store=store, device=device, table_key=table_key)

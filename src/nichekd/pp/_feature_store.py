@@ -151,9 +151,8 @@ class FeatureStore:
             self._pending.clear()
             yield
             if self.is_complete:
-                with suppress(
-                    PermissionError
-                ):  # Windows, while it is held: all cells are done, and a lock does no harm
+                # Windows, while it is held: all cells are done, and a lock does no harm
+                with suppress(PermissionError):
                     (self.path / LOCK).unlink(missing_ok=True)
         finally:
             lock.release()

@@ -10,7 +10,6 @@ import numpy as np
 from nichekd._keys import Keys
 from nichekd._record import notes
 from nichekd._resolve import centres_um, get_table, require, sides_of
-from nichekd._sections import recorded_library
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,7 +32,7 @@ def neighborhood_index(data: AnnData | SpatialData, *, split_key: str, table_key
     adata = get_table(data, table_key)
     xy = centres_um(adata)
     if Keys.CONNECTIVITIES not in adata.obsp or Keys.RADIUS not in notes(adata):
-        pp.neighborhoods(data, split_key=split_key, library_key=recorded_library(adata), table_key=table_key)
+        pp.neighborhoods(data, split_key=split_key, table_key=table_key)
     if (other := radius_of_another_graph(adata)) is not None:
         raise ValueError(
             f"obsp[{Keys.CONNECTIVITIES!r}] is another graph than that of the radius in uns['nichekd'], "

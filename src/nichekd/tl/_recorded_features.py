@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nichekd._keys import Keys
 from nichekd._record import notes
 from nichekd._resolve import get_table
+from nichekd._units import MPP_TOLERANCE
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MPP_TOLERANCE = 0.02
 KIND = ("encoder", "fingerprint", "crop_px", "mode", "stride_px", "stain")  # what features of one kind agree in
 ALIGNED = "rank_by_gene"  # the encoder of features that nk.tl.embed_histology wrote
 UNRECORDED = ("stain",)  # of these, those that are not recorded where there are none
@@ -55,8 +55,6 @@ def find_or_make(
     ValueError
         If the encoder is not here, or here with other weights.
     """
-    from nichekd import pp
-
     adata = get_table(data, table_key)
     last = notes(adata).get(Keys.LAST_REP)
     if not wanted:
@@ -71,21 +69,37 @@ def find_or_make(
             return key
     ready = recorded_encoder(wanted, encoder, who=who)
     log.info("no features of the %s's encoder yet: encoding crops with %s", who, wanted["encoder"])
+    encode_as_recorded(data, wanted, ready, device=device, table_key=table_key)
+    made = notes(adata)[Keys.LAST_REP]
+    if last is not None:
+        notes(adata)[Keys.LAST_REP] = last  # what other functions take by default stays what the user chose
+    return made
+
+
+def encode_as_recorded(
+    data: AnnData | SpatialData,
+    wanted: dict[str, Any],
+    encoder: Encoder,
+    *,
+    device: str | None,
+    table_key: str,
+    store: Path | None = None,
+) -> None:
+    """Image features of crops, or tiles, like those ``wanted``, streamed to ``store`` where one is named."""
+    from nichekd import pp
+
     pp.histology_features(
-        data,
-        encoder=ready,
+        data,  # type: ignore[type-var]  # it says so itself
+        encoder=encoder,
         crop_px=int(wanted["crop_px"]),
         mpp=float(wanted["mpp"]),
         mode=wanted.get("mode", "crop"),
         stride_px=wanted.get("stride_px"),
         stain=wanted.get("stain"),
+        store=store,
         device=device,
         table_key=table_key,
     )
-    made = notes(adata)[Keys.LAST_REP]
-    if last is not None:
-        notes(adata)[Keys.LAST_REP] = last  # what other functions take by default stays what the user chose
-    return made
 
 
 def recorded_encoder(wanted: dict[str, Any], encoder: Encoder | None, *, who: str = "model") -> Encoder:

@@ -11,7 +11,6 @@ from nichekd._image import has_image
 from nichekd._keys import Keys
 from nichekd._record import notes
 from nichekd._resolve import get_table
-from nichekd._sections import recorded_library
 from nichekd.tl._inputs import neighborhood_index, radius_of_another_graph
 from nichekd.tl._recorded_features import check_kind, find_or_make
 
@@ -62,8 +61,5 @@ def student_neighborhoods(
     is_there = found is not None and Keys.CONNECTIVITIES in adata.obsp and radius_of_another_graph(adata) is None
     if not is_there or not np.isclose(float(found or 0), student.config.radius):
         log.info("neighborhoods of the student's radius, %.1f µm", student.config.radius)
-        library_key = recorded_library(adata)
-        pp.neighborhoods(
-            data, radius=student.config.radius, split_key=split_key, library_key=library_key, table_key=table_key
-        )
+        pp.neighborhoods(data, radius=student.config.radius, split_key=split_key, table_key=table_key)
     return neighborhood_index(data, split_key=split_key, table_key=table_key)
