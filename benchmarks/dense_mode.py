@@ -1,11 +1,14 @@
 """Cells read off the feature maps of tiles against a crop a cell: cost, and how well a student agrees with its teacher.
 
     python benchmarks/dense_mode.py SECTION
+    python benchmarks/dense_mode.py SECTION --whole --epochs 16 --strides 160 --out whole.json
+    python benchmarks/dense_mode.py SECTION --whole --epochs 16 --strides 160 --out aware.json --encoder FOLDER
 
 SECTION is a folder with ``cells.h5ad`` (counts, centres in µm, and ``obsm["teacher_logits"]`` of a teacher with 10
-niches, or one is trained) and ``he.ome.tif``; the leftmost quarter of its cells is taken. One teacher; frozen features
-by crop, and by tiles further and further apart; on each, students of three seeds, scored on the test strip. FLOPs are
-those of the encoder. What the result file has already is not run again.
+niches, or one is trained) and ``he.ome.tif``; the leftmost quarter of its cells is taken, or all of them. One teacher;
+features by crop, and by tiles further and further apart, of a frozen encoder or of a saved one in FOLDER; on each,
+students of three seeds, scored on the test strip. The whole section is split with the buffer that tiles ask for, the
+same for all. FLOPs are those of the encoder. What the result file has already is not run again.
 """
 
 from __future__ import annotations
@@ -31,14 +34,16 @@ if TYPE_CHECKING:
     from nichekd.models import Encoder
 
 K, CROP = 10, 224
+TILE_REACH = 384  # px across, of what a cell is described from by tiles every 160 px
 FILE = RESULTS / "dense_mode.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("section", type=Path)
+    parser.add_argument("--whole", action="store_true", help="all cells, not a quarter of them")
     parser.add_argument("--strides", type=int, nargs="+", default=[112, 160, 224], help="px between the tiles' centres")
-    parser.add_argument("--encoder", default="efficientnet_lite0")
+    parser.add_argument("--encoder", default="efficientnet_lite0", help="name, or folder of a saved one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=8, help="of a student at most")
     parser.add_argument("--encode", action="store_true", help="time the encoding, and teach no students")
@@ -47,9 +52,10 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     nk.settings.progress = False
-    sdata = section(options.section, fast=True)
-    nk.pp.split(sdata)
-    encoder = nk.models.get_encoder(options.encoder)
+    sdata = section(options.section, fast=not options.whole)
+    nk.pp.split(sdata, crop_px=TILE_REACH if options.whole else CROP)
+    is_saved = Path(options.encoder).is_dir()
+    encoder = nk.models.Encoder.load(options.encoder) if is_saved else nk.models.get_encoder(options.encoder)
     result = json.loads(options.out.read_text()) if options.out.is_file() else {"rows": {}}
     rows = result["rows"]
     result |= {"n_cells": sdata["table"].n_obs, "K": K, "seeds": options.seeds, "epochs": options.epochs}

@@ -7,7 +7,7 @@ taken. One thing at a time is changed from the protocol: the test strip (the thi
 neighbors that sets the radius (25 and 100 instead of 50), and the place of the image beside the cells (2 to 20 µm off,
 in training and test alike). Each is a whole experiment: teacher, gene-aware encoder, students and baselines anew; only
 a change of the radius leaves the image features as they are. Three seeds of teacher, students and baselines, one of the
-encoder. Finished experiments are kept in ``--out``.
+encoder. Finished experiments are kept in ``--out``, and the result file keeps those that a call does not run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 ANGLE = np.deg2rad(30)  # of the offsets; along an axis they would meet the pixel grid
+FILE = RESULTS / "robustness.json"
+SHOWN = ["variant", "key", "K", "n_seeds", "ARI", "ARI_sd", "NMI", "NMI_sd", "JSD", "JSD_sd"]
 FEATURES = ("X_efficientnet_lite0", "X_gene_aware")
 VARIANTS = {
     "protocol": {},
@@ -100,9 +102,18 @@ def main() -> None:
         "seeds": options.seeds,
         "seconds_of_this_call": round(time.perf_counter() - started),
         "versions": {name: version(name) for name in ("nichekd", "torch", "scvi-tools", "scikit-learn")},
-        "rows": json.loads(rows.to_json(orient="records")),
+        "rows": with_earlier(rows),
     }
-    (RESULTS / "robustness.json").write_text(json.dumps(result, indent=1) + "\n")
+    FILE.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def with_earlier(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """These rows, and those of other variants that the result file has, in the order of :data:`VARIANTS`."""
+    found = json.loads(rows[SHOWN].to_json(orient="records"))
+    new = {row["variant"] for row in found}
+    if FILE.is_file():
+        found += [row for row in json.loads(FILE.read_text())["rows"] if row["variant"] not in new]
+    return sorted(found, key=lambda row: list(VARIANTS).index(row["variant"]))
 
 
 if __name__ == "__main__":

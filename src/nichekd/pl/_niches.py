@@ -8,7 +8,7 @@ import numpy as np
 from nichekd._keys import Keys, Split
 from nichekd._labels import REFERENCE, labels_of, natural_order, niche_keys, subset_mask
 from nichekd._palette import MISSING, shared_colors
-from nichekd._resolve import centres_um, get_table
+from nichekd._resolve import get_table
 from nichekd.pl._figure import (
     Grid,
     finish,
@@ -20,6 +20,7 @@ from nichekd.pl._figure import (
     styled,
     title_of,
 )
+from nichekd.pl._places import places
 from nichekd.pl._slide import draw_slide, slide_of
 from nichekd.pl._tissue import Extent, dot_area, dots, frame, label_colors, outline_test
 
@@ -54,6 +55,8 @@ def niches(
     """The slide and the niches of each method side by side, matched niches in one colour.
 
     The test cells are framed where a strip or a box holds them; where none does, the other cells are drawn paler.
+    Sections of one table that lie on top of each other, told apart by the ``library_key`` of
+    :func:`nichekd.pp.neighborhoods` or :func:`nichekd.pp.split`, are drawn side by side, without their slides.
 
     Parameters
     ----------
@@ -100,9 +103,9 @@ def niches(
     shown = niche_keys(adata, keys, reference=reference, with_reference=True)
     reference = reference if reference in adata.obs else shown[0]
     mask = subset_mask(adata, subset, split_key=split_key)
-    xy = centres_um(adata)[mask]
+    xy, are_moved = places(adata, mask)
     colors = shared_colors(adata, shown, reference=reference)
-    image = slide_of(data, adata, image_key=image_key, figure="pl.niches")
+    image = None if are_moved else slide_of(data, adata, image_key=image_key, figure="pl.niches")
     split = adata.obs[split_key].astype(str).to_numpy()[mask] if split_key in adata.obs else None
     names = {key: title_of(key) for key in shown} | {"H&E": image_title(adata)} | dict(titles or {})
 

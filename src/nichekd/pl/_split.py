@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from nichekd._keys import Keys, Split
-from nichekd._resolve import centres_um, get_table, require, split_of
+from nichekd._resolve import get_table, require, split_of
 from nichekd.pl._figure import Grid, finish, legend_handles, place_legend, scale_bar, styled
+from nichekd.pl._places import places
 from nichekd.pl._tissue import Extent, dot_area, dots, frame, outline_test
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ def split(
     adata = get_table(data, table_key)
     require(adata, "obs", split_key, run="nk.pp.split")
     words = split_of(adata, split_key)
-    xy = centres_um(adata)
+    xy, _ = places(adata, np.ones(adata.n_obs, dtype=bool))
     extent = Extent.of(xy)
     counts = {word: int((words == word).sum()) for word in Split.ALL}
     entries = {f"{word}: {n:,} cells": COLORS[word] for word, n in counts.items() if n}

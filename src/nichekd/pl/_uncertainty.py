@@ -8,8 +8,9 @@ import pandas as pd
 from nichekd._keys import Keys
 from nichekd._labels import subset_mask
 from nichekd._palette import MISSING
-from nichekd._resolve import centres_um, get_table, require
-from nichekd.pl._figure import Grid, finish, scale_bar, styled
+from nichekd._resolve import get_table, require
+from nichekd.pl._figure import INK, Grid, finish, scale_bar, styled
+from nichekd.pl._places import places
 from nichekd.pl._tissue import Extent, dot_area, dots, frame, outline_test
 
 if TYPE_CHECKING:
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 #: title, label of the colour bar
 WORDS: Final = {
     Keys.NICHE_ENTROPY: ("How unsure the student is", "entropy of the niche probabilities, in units of log K"),
-    Keys.NICHE_OOD: ("How unlike the training tissue", "out-of-distribution score"),
-    Keys.NICHE_OOD_STAIN: ("How unlike its stain", "out-of-distribution score"),
+    Keys.NICHE_OOD: ("How unlike the training tissue", "out-of-distribution score; above 1: unlike"),
+    Keys.NICHE_OOD_STAIN: ("How unlike its stain", "out-of-distribution score; above 1: unlike"),
 }
+#: from where on tissue is out of distribution: a line in the colour bar
+LIMITS: Final = {Keys.NICHE_OOD: 1.0, Keys.NICHE_OOD_STAIN: 1.0}
+WIDE: Final = 0.6  # height over width of a map below which a colour bar at its side is too low for its label
 #: least upper end of the colours: a slide with nothing out of distribution, which begins at 1, is not to look as if it had
 LEAST_TOP: Final = {Keys.NICHE_ENTROPY: 0.5, Keys.NICHE_OOD: 2.0, Keys.NICHE_OOD_STAIN: 2.0}
 
@@ -87,7 +91,7 @@ def uncertainty(
     for key, column in values.items():
         if not np.isfinite(column).any():
             raise ValueError(f"obs[{key!r}] has no value for any of the {mask.sum():,} cells shown. Run nk.tl.distill.")
-    xy = centres_um(adata)[mask]
+    xy, _ = places(adata, mask)
     split = adata.obs[split_key].astype(str).to_numpy()[mask] if split_key in adata.obs else None
     extent = Extent.of(xy)
     plan = Grid.of(len(shown), extent.aspect, n_entries=0)
@@ -95,7 +99,10 @@ def uncertainty(
         fig, axes = plt.subplots(
             plan.nrows,
             plan.ncols,
-            figsize=(plan.ncols * (plan.width + 0.6), plan.nrows * (plan.height + 0.25)),
+            figsize=(
+                plan.ncols * (plan.width + 0.6),
+                plan.nrows * (plan.height + (0.7 if extent.aspect < WIDE else 0.25)),
+            ),
             layout="constrained",
             squeeze=False,
         )
@@ -106,11 +113,23 @@ def uncertainty(
             title, label = WORDS.get(key, (key, key))
             frame(ax, extent, title=title)
             points = _map(ax, xy, column, area, least_top=LEAST_TOP.get(key, 0.0))
-            fig.colorbar(points, ax=ax, label=label, shrink=0.6, aspect=25, pad=0.01).outline.set_visible(False)
+            _color_bar(ax, points, label, limit=LIMITS.get(key), below=extent.aspect < WIDE)
             if split is not None:
                 outline_test(ax, xy, split, label=ax is axes.flat[0])
         scale_bar(axes.flat[0])
         return finish(fig, save, dpi)
+
+
+def _color_bar(ax: Axes, points: Any, label: str, *, limit: float | None, below: bool) -> None:
+    """Beside a map, or below one that is too low for the label; with a line at ``limit``."""
+    where = (
+        {"location": "bottom", "aspect": 40, "pad": 0.03} if below else {"location": "right", "aspect": 25, "pad": 0.01}
+    )
+    bar = ax.figure.colorbar(points, ax=ax, label=label, shrink=0.6, **where)
+    bar.outline.set_visible(False)
+    if limit is not None and points.norm.vmin < limit < points.norm.vmax:
+        line = bar.ax.axvline if below else bar.ax.axhline
+        line(limit, color=INK, linewidth=1.0)
 
 
 def _map(ax: Axes, xy: NDArray[np.float64], values: NDArray[np.float64], area: float, *, least_top: float) -> Any:

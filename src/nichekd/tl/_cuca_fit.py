@@ -15,7 +15,7 @@ from nichekd._abundance import pearson
 from nichekd._settings import settings as package_settings
 from nichekd.models._cuca import CucaTraining
 from nichekd.models._lora import MARK
-from nichekd.tl._loop import History, learning_rate_factor, make_fabric
+from nichekd.tl._loop import BestEpoch, History, make_fabric, warm_cosine
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -121,14 +121,13 @@ def fit_cuca(
     if not len(held_back):
         run.done()
         return history
-    n_epochs = int(np.argmax(history.columns["validation_pearson"])) + 1
     if fit.refit:
         run.restore(start)
-        run.epochs(all_train, held_back[:0], n_epochs=n_epochs)
+        run.epochs(all_train, held_back[:0], n_epochs=run.best.n_epochs)
     else:
-        run.restore(run.best)
+        run.restore(run.best.state)
     what = "trained as long on all cells" if fit.refit else "those are kept"
-    log.info("CUCA: highest validation correlation after %d epochs, %s", n_epochs, what)
+    log.info("CUCA: highest validation correlation after %d epochs, %s", run.best.n_epochs, what)
     run.done()
     return history
 
@@ -148,7 +147,7 @@ class _Run:
         self.fabric, self.model, self.data, self.fit, self.seed = fabric, model, data, fit, seed
         backbone = None if model.encoder is None else model.encoder.module
         self.training = CucaTraining(model.network, objective, backbone)
-        self.best: dict[str, Tensor] = {}
+        self.best = BestEpoch()
 
     def trained(self) -> dict[str, Tensor]:
         """All that training may change; not the frozen part of an encoder, which may be large."""
@@ -176,9 +175,7 @@ class _Run:
         parameters = [p for p in self.training.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=fit.learning_rate, weight_decay=fit.weight_decay)
         network, optimizer = self.fabric.setup(self.training, optimizer)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step / (limit * steps), fit.warmup)
-        )
+        schedule = warm_cosine(optimizer, limit * steps, fit.warmup)
         rng = np.random.default_rng(self.seed)
         name = "CUCA" if n_epochs is None else "CUCA, all cells"
         for epoch in tqdm(range(n_epochs or limit), desc=name, unit="epoch", disable=not package_settings.progress):
@@ -195,7 +192,7 @@ class _Run:
                 sums = {key: sums.get(key, 0) + value.detach() for key, value in terms.items()}
             means = {f"train_{key}": float(value) / steps for key, value in sums.items()}
             history.add(epoch=epoch + 1, **means, **self.scores(validation))
-            if len(validation) and self.is_over(history.columns["validation_pearson"], steps):
+            if len(validation) and self.best.was(fit.patience) and (epoch + 1) * steps >= fit.min_steps:
                 break
         return history
 
@@ -205,11 +202,6 @@ class _Run:
             return {}
         predicted, true = self.data.images.predict(self.model, validation), self.data.abundance[validation]
         found = pearson(predicted.astype(np.float64), true.astype(np.float64))
-        return {"validation_pearson": float(found[np.isfinite(found)].mean()) if np.isfinite(found).any() else -1.0}
-
-    def is_over(self, scores: list[float], steps: int) -> bool:
-        """Whether patience is at its end; keeps the best state."""
-        best = int(np.argmax(scores))
-        if best == len(scores) - 1:
-            self.best = self.trained()
-        return len(scores) - 1 - best >= self.fit.patience and len(scores) * steps >= self.fit.min_steps
+        mean = float(found[np.isfinite(found)].mean()) if np.isfinite(found).any() else -1.0
+        self.best.see(-mean, self.trained)
+        return {"validation_pearson": mean}

@@ -18,7 +18,7 @@ from nichekd._settings import settings as package_settings
 from nichekd.models._distillation import distillation_loss
 from nichekd.models._neighborhood_batch import random_rotations
 from nichekd.tl._batches import ENOUGH_TO_HOLD_BACK, spatial_batches, taught_parts
-from nichekd.tl._loop import HeldOut, History, learning_rate_factor, make_fabric
+from nichekd.tl._loop import BestEpoch, HeldOut, History, make_fabric, warm_cosine
 from nichekd.tl._ranks import mean_over_all, predict_together, share_of
 
 if TYPE_CHECKING:
@@ -81,13 +81,12 @@ def fit_student(
     run = _Run(fabric, student, index, components, targets, embedding, fit, seed)
     history = run.epochs(fitted, held_back)
     if len(held_back):
-        n_epochs = int(np.argmin(history.columns["validation_loss"])) + 1
-        log.info("student: lowest validation loss after %d epochs", n_epochs)
+        log.info("student: lowest validation loss after %d epochs", run.best.n_epochs)
         if len(train) < ENOUGH_TO_HOLD_BACK:
             student.load_state_dict(start)
-            run.epochs(train, held_back[:0], n_epochs=n_epochs)
+            run.epochs(train, held_back[:0], n_epochs=run.best.n_epochs)
         else:
-            student.load_state_dict(run.best_state)
+            student.load_state_dict(run.best.state)
     student.eval().to("cpu")
     return history, HeldOut(held_back, run.best_logits) if run.best_logits is not None else None
 
@@ -138,9 +137,8 @@ class _Run:
     ) -> None:
         self.fabric, self.student, self.index, self.components = fabric, student, index, components
         self.targets, self.embedding, self.fit, self.seed = targets, embedding, fit, seed
-        self.lowest_loss = math.inf
-        self.best_state: dict[str, torch.Tensor] = {}
-        self.best_logits: NDArray[np.float32] | None = None  # of the validation cells, at the lowest loss
+        self.best = BestEpoch()
+        self.best_logits: NDArray[np.float32] | None = None  # of the validation cells, after that epoch
         self.is_silent = not (package_settings.progress and fabric.is_global_zero)
 
     def epochs(
@@ -154,9 +152,7 @@ class _Run:
         pupil = Pupil(self.student, 0 if self.embedding is None else self.embedding.shape[1])
         optimizer = torch.optim.AdamW(pupil.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
         network, optimizer = self.fabric.setup(pupil, optimizer)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step / (limit * steps), fit.warmup)
-        )
+        schedule = warm_cosine(optimizer, limit * steps, fit.warmup)
         rng, generator = np.random.default_rng(self.seed), torch.Generator().manual_seed(self.seed)
         name = "distil" if n_epochs is None else "distil, all cells"
         total = n_epochs or limit
@@ -173,7 +169,7 @@ class _Run:
                 losses.append(loss.detach())
             train_loss = mean_over_all(self.fabric, torch.stack(losses))
             history.add(epoch=epoch + 1, train_loss=train_loss, **self.scores(validation))
-            if len(validation) and self.is_over(history.columns["validation_loss"], steps):
+            if len(validation) and self.best.was(fit.patience) and (epoch + 1) * steps >= fit.min_steps:
                 break
         return history
 
@@ -202,15 +198,9 @@ class _Run:
             self.fabric, self.student, self.index, self.components, validation, forward=self.student.read
         )
         found = validation_scores(logits, self.targets[validation], self.student.config.temperature)
-        if found["validation_loss"] < self.lowest_loss:
-            self.lowest_loss, self.best_logits = found["validation_loss"], logits
-            self.best_state = copy.deepcopy(self.student.state_dict())
+        if self.best.see(found["validation_loss"], lambda: copy.deepcopy(self.student.state_dict())):
+            self.best_logits = logits
         return found
-
-    def is_over(self, losses: list[float], steps: int) -> bool:
-        """Whether patience is at its end."""
-        since_best = len(losses) - 1 - int(np.argmin(losses))
-        return since_best >= self.fit.patience and len(losses) * steps >= self.fit.min_steps
 
 
 def augment(batch: NeighborhoodBatch, fit: FitSettings, generator: torch.Generator) -> NeighborhoodBatch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from nichekd.models._lora import add_lora, merge_lora
 from nichekd.models._stain import CropAugmentation
 from nichekd.tl._batches import ENOUGH_TO_HOLD_BACK, taught_parts
 from nichekd.tl._gene_aware_crops import CropSampler
-from nichekd.tl._loop import History, learning_rate_factor, make_fabric
+from nichekd.tl._loop import BestEpoch, History, make_fabric, warm_cosine
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -128,23 +127,23 @@ def fit_gene_aware(
     checked = rng.choice(held_back, min(CHECKED_CELLS, len(held_back)), replace=False)
     check = CropSampler(task, checked, rng) if len(checked) else None
     run = _Run(fabric, encoder, fit, steps=max(1, n_crops // fit.batch_size), generator=generator)
-    history, best, best_epoch, best_state = History(), math.inf, 0, trained_state(network)
+    history, best = History(), BestEpoch()
     for epoch in range(fit.max_epochs):
         entry = {"epoch": epoch + 1, "train_loss": run.epoch(sampler, n_crops)}
         if check is not None:
             entry["validation_loss"] = mean_loss(check, network, encoder, fit)
+            best.see(entry["validation_loss"], lambda: trained_state(network))
         history.add(**entry)
-        score = entry.get("validation_loss", -float(epoch))
-        if score < best:
-            best, best_state, best_epoch = score, trained_state(network), epoch
-        elif epoch - best_epoch >= fit.patience:
+        if check is not None and best.was(fit.patience):
             break
     run.bar.close()
-    network.load_state_dict(best_state, strict=False)
+    if check is not None:
+        network.load_state_dict(best.state, strict=False)
     if lora is not None:
         merge_lora(network.backbone.vit)
     network.eval().requires_grad_(False)
-    log.info("gene-aware encoder: %d epochs, best after %d", len(history.columns["epoch"]), best_epoch + 1)
+    n_epochs = len(history.columns["epoch"])
+    log.info("gene-aware encoder: %d epochs, best after %d", n_epochs, best.n_epochs or n_epochs)
     return history
 
 
@@ -179,9 +178,7 @@ class _Run:
         self.network.mark_forward_method("at")
         self.network.mark_forward_method("predict")
         n_steps = fit.max_epochs * steps
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_factor(step / n_steps, fit.warmup)
-        )
+        self.schedule = warm_cosine(self.optimizer, n_steps, fit.warmup)
         is_silent = not package_settings.progress
         self.bar = tqdm(total=n_steps, desc="gene-aware encoder", unit="step", disable=is_silent)
 

@@ -1,4 +1,4 @@
-"""What the training loops share: a recorded history, seeds, Lightning Fabric, the learning rate's course."""
+"""What the training loops share: history, the best epoch, seeds, Lightning Fabric, the learning rate's course."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ import torch
 from nichekd._settings import accelerator_and_devices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pandas as pd
     from lightning.fabric import Fabric
     from numpy.typing import NDArray
+    from torch import Tensor
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
 
     from nichekd.models import NicheStudent
 
@@ -38,6 +41,46 @@ class History:
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """For ``uns``."""
         return {name: np.asarray(values) for name, values in self.columns.items()}
+
+
+@dataclass
+class BestEpoch:
+    """The epoch of the lowest score on held-back cells, and what was trained by then.
+
+    Attributes
+    ----------
+    score, n_epochs, state
+        Of the best epoch: its score, its number, counted from 1, and the weights after it.
+    n_seen
+        Epochs so far.
+    """
+
+    score: float = math.inf
+    n_epochs: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+    n_seen: int = 0
+
+    def see(self, score: float, state: Callable[[], dict[str, Tensor]]) -> bool:
+        """Count an epoch; whether it is the best so far, whose ``state()`` is then kept.
+
+        Raises
+        ------
+        ValueError
+            If the score is NaN, which no later epoch mends.
+        """
+        self.n_seen += 1
+        if math.isnan(score):
+            raise ValueError(
+                f"Training diverged: after {self.n_seen} epochs the score on held-back cells is NaN. Lower learning_rate of fit=."
+            )
+        if not score < self.score:
+            return False
+        self.score, self.n_epochs, self.state = score, self.n_seen, state()
+        return True
+
+    def was(self, n_epochs: int) -> bool:
+        """Whether the best is that many epochs ago, or more."""
+        return self.n_seen - self.n_epochs >= n_epochs
 
 
 @dataclass(frozen=True)
@@ -122,3 +165,8 @@ def learning_rate_factor(progress: float, warmup: float) -> float:
     if progress < warmup:
         return max(progress / warmup, 1e-3)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / max(1 - warmup, 1e-9))))
+
+
+def warm_cosine(optimizer: Optimizer, n_steps: float, warmup: float) -> LambdaLR:
+    """That course of the learning rate over ``n_steps``."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step / n_steps, warmup))

@@ -16,7 +16,7 @@ from nichekd._settings import settings as package_settings
 from nichekd._triplets import FEWEST, draw_triplets, gaps, order_agreement, unit_rows
 from nichekd.models._rank_by_gene import rank_by_gene_loss
 from nichekd.tl._batches import validation_part
-from nichekd.tl._loop import History, learning_rate_factor, make_fabric
+from nichekd.tl._loop import BestEpoch, History, make_fabric, warm_cosine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,8 +78,10 @@ def fit_rank_by_gene(
         history.add(epoch=epoch + 1, train_loss=means.pop("loss"), **means, **(check.entry() if check else {}))
     bar.close()
     if check:
-        network.teacher.load_state_dict(check.best_state)
-        log.info("rank by gene: order agreement of held-back cells %.3f, at the start %.3f", check.best, check.first)
+        network.teacher.load_state_dict(check.best.state)
+        log.info(
+            "rank by gene: order agreement of held-back cells %.3f, at the start %.3f", -check.best.score, check.first
+        )
     network.eval().requires_grad_(False).to("cpu")
     return history
 
@@ -116,8 +118,8 @@ class HeldBack:
                     self.tied.append("+".join(repr(slides[i]) if slides else f"slide {i}" for i in codes))
             if parts:
                 self.scales.append(parts)
-        self.last = self.first = self.best = float("nan")
-        self.best_state: dict[str, Tensor] = {}
+        self.last = self.first = float("nan")
+        self.best = BestEpoch()
 
     @torch.no_grad()
     def look(self, network: RankByGeneNetwork, device: torch.device) -> None:
@@ -128,10 +130,9 @@ class HeldBack:
             weak = self.task.views.plain(part)
             found.append(network.teacher(weak.to(device)).float().cpu())
         self.last = self._agreement(torch.cat(found).numpy())
-        if not self.best_state:
+        if not self.best.n_seen:
             self.first = self.last
-        if not self.best_state or self.last > self.best:
-            self.best, self.best_state = self.last, copy.deepcopy(network.teacher.state_dict())
+        self.best.see(-self.last, lambda: copy.deepcopy(network.teacher.state_dict()))
 
     def _agreement(self, projections: NDArray[np.floating]) -> float:
         """Mean over scales of the mean over their slides."""
@@ -180,9 +181,7 @@ class _Run:
         total = self.n_epochs * self.steps / fit.accumulate
         optimizer = torch.optim.AdamW(_parameter_groups(network, fit), weight_decay=fit.weight_decay)
         self.wrapped, self.optimizer = self.fabric.setup(network, optimizer)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_factor(min(1.0, step / total), fit.warmup)
-        )
+        self.schedule = warm_cosine(self.optimizer, total, fit.warmup)
         self.per_block = fit.cells_per_block if "neighborhood" in losses.scales else None
         self.n_batches = 0
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from nichekd._settings import settings as package_settings
-from nichekd.tl._loop import History, learning_rate_factor, make_fabric
+from nichekd.tl._loop import History, make_fabric, warm_cosine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,9 +42,7 @@ def fit_slides(
     network, optimizer = fabric.setup(model, optimizer)
     names = list(slides)
     steps = math.ceil(len(names) / fit.slides_per_step)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step / (fit.max_epochs * steps), fit.warmup)
-    )
+    schedule = warm_cosine(optimizer, fit.max_epochs * steps, fit.warmup)
     counts = np.bincount(list(target.values()), minlength=len(model.config.classes))
     weights = torch.tensor(len(names) / (len(counts) * counts), dtype=torch.float32, device=fabric.device)
     history = History()

@@ -1,0 +1,45 @@
+"""Where cells are drawn: in their places, or, where sections of one table lie on top of each other, side by side."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nichekd._resolve import centres_um
+from nichekd._sections import library_codes, recorded_library
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+GAP = 0.08  # between sections, in sides of the largest
+
+
+def places(adata: AnnData, shown: NDArray[np.bool_]) -> tuple[NDArray[np.float64], bool]:
+    """Where the cells ``shown`` are drawn, µm, (m, 2), and whether sections were moved apart.
+
+    Sections, by the column that :func:`nichekd.pp.neighborhoods` or :func:`nichekd.pp.split` was given, keep their
+    places where their boxes do not touch, as those of a tissue microarray. Otherwise each is moved as a whole, to rows of
+    a square grid in the order of the table.
+    """
+    xy = centres_um(adata)[shown]
+    library_key = recorded_library(adata)
+    if library_key is None or library_key not in adata.obs:
+        return xy, False
+    _, section = np.unique(library_codes(adata, library_key)[shown], return_inverse=True)
+    boxes = [(xy[section == one].min(axis=0), xy[section == one].max(axis=0)) for one in range(section.max() + 1)]
+    low, high = (np.array(corner) for corner in zip(*boxes, strict=True))  # (n_sections, 2) each
+    if not _any_overlap(low, high):
+        return xy, False
+    step = (high - low).max(axis=0) + GAP * (high - low).max()
+    n_columns = math.ceil(math.sqrt(len(boxes)))
+    cell = np.array([(i % n_columns, i // n_columns) for i in range(len(boxes))])
+    return xy + (cell * step - low)[section], True
+
+
+def _any_overlap(low: NDArray[np.float64], high: NDArray[np.float64]) -> bool:
+    """Whether any two boxes share a place."""
+    apart = (low[:, None] > high[None]).any(axis=2)  # to the right of, or below
+    return not (apart | apart.T | np.eye(len(low), dtype=bool)).all()
