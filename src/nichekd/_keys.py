@@ -79,12 +79,34 @@ class Keys:
             If its logits would be those of the default student, of the teacher, or of a baseline.
         """
         name = niche.removeprefix("niche_")
-        if name in ("student", Keys.TEACHER, Keys.HISTOLOGY_NOLAN, Keys.HISTOLOGY_LEIDEN):
-            owner = "default student (key_added='niche')" if name == "student" else f"method that writes 'niche_{name}'"
+        if name in OWNERS:
             raise ValueError(
-                f"key_added={niche!r} would write obsm[{Keys.student(niche)[0]!r}], a name kept for the {owner}. Choose "
+                f"key_added={niche!r} would write obsm[{Keys.student(niche)[0]!r}], a name kept for {OWNERS[name]}. Choose "
                 "another, e.g. key_added='niche_second'."
             )
+
+    @staticmethod
+    def check_name(name: str, *, own: str) -> None:
+        """Refuse a ``name`` of a result that another method keeps its own by, or that no file can hold.
+
+        Parameters
+        ----------
+        name
+            What ``obs["niche_<name>"]`` and ``obsm["<name>_logits"]`` are to be called.
+        own
+            The method's own name.
+
+        Raises
+        ------
+        ValueError
+            If it is another method's, or has a slash.
+        """
+        if name != own and name in OWNERS:
+            raise ValueError(
+                f"key_added={name!r} is kept for {OWNERS[name]}. Choose another, e.g. key_added='{own}_2'."
+            )
+        if "/" in name:
+            raise ValueError(f"key_added={name!r}; files read a slash as a folder. Choose another, e.g. {own!r}.")
 
     @staticmethod
     def check_added(key: str, *inputs: str) -> None:
@@ -119,6 +141,15 @@ class Keys:
     def colors(obs_key: str) -> str:
         """``uns`` key of a column's palette, scanpy's own name."""
         return f"{obs_key}_colors"
+
+
+#: whose the names of results are that other methods may not take
+OWNERS: Final = {
+    "student": "the default student of nk.tl.distill",
+    Keys.TEACHER: "nk.tl.nolan",
+    Keys.HISTOLOGY_NOLAN: "nk.tl.histology_nolan",
+    Keys.HISTOLOGY_LEIDEN: "nk.tl.histology_leiden",
+}
 
 
 class Split:

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
+from spatialdata import SpatialData
 
 import nichekd as nk
 from nichekd.models import NolanSettings
@@ -261,6 +262,29 @@ def anndata_reloaded(adata, folder):
 class Corners(torch.nn.Module):
     def forward(self, x):
         return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+def test_features_of_another_encoder_are_refused_before_any_is_made(slide, tmp_path, monkeypatch):
+    def again(encoder):
+        tables = {"table": slide["table"].copy()}
+        fresh = SpatialData(images=dict(slide.images), shapes=dict(slide.shapes), tables=tables)
+        return run(fresh, methods=["niche_histology_leiden"], use_rep=None, encoder=encoder, out=tmp_path / "out")
+
+    assert len(again("color")) == 1
+    monkeypatch.setattr(nk.pp, "histology_features", None)
+    with pytest.raises(ValueError, match=r"features\.frozen 'X_color .*', now 'X_random"):
+        again("random")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"), [(None, "no manifest.json"), ("{", "is damaged"), ("[]", "is damaged: it holds a list")]
+)
+def test_lost_or_damaged_manifest(finished, cells, tmp_path, content, match):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    manifest = tmp_path / "copy" / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    with pytest.raises(ValueError, match=match):
+        run(cells.copy(), out=tmp_path / "copy")
 
 
 def test_features_of_an_encoder_with_slashes_are_found(slide, monkeypatch):

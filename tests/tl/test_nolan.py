@@ -101,6 +101,21 @@ def test_key_added(cells, nolan):
     assert "niche_mine_colors" not in cells.uns  # they were those of other niches
 
 
+@pytest.mark.parametrize("method", [nk.tl.nolan, nk.tl.histology_nolan, nk.tl.histology_leiden])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("student", "kept for the default student of nk.tl.distill"), ("a/b", "slash as a folder")],
+)
+def test_names_that_are_anothers_or_no_files(cells, method, name, message):
+    with pytest.raises(ValueError, match=message):
+        method(cells, 3, use_rep="X_pca", key_added=name)
+
+
+def test_a_baseline_does_not_replace_the_teacher(cells):
+    with pytest.raises(ValueError, match=r"key_added='teacher' is kept for nk.tl.nolan"):
+        nk.tl.histology_nolan(cells, 3, use_rep="X_pca", key_added="teacher")
+
+
 def test_features_may_be_lazy(cells, nolan, taught_cells):
     cells.obsm["X_pca"] = da.from_array(cells.obsm["X_pca"], chunks=(400, 8))
     nolan(cells)

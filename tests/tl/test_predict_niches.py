@@ -212,6 +212,18 @@ def test_student_of_unrecorded_features_takes_those_written_last(student, cells)
         nk.tl.predict_niches(cells, anonymous)
 
 
+def test_features_that_were_brought_along_are_found_by_their_key(lesson, cells):
+    adata = lesson[0].copy()
+    adata.obsm["X_mine"] = cells.obsm["X_mine"] = cells.obsm["X_color"]
+    fit = FitSettings(max_epochs=1, min_steps=0, n_components=6)
+    student = nk.tl.distill(adata, use_rep="X_mine", teacher="niche_true", fit=fit)
+    nk.tl.predict_niches(cells, student)
+    assert cells.uns["nichekd"]["predict_niches"]["use_rep"] == "X_mine"
+    del cells.obsm["X_mine"]
+    with pytest.raises(KeyError, match=r"trained on obsm\['X_mine'\].*missing here.*use_rep="):
+        nk.tl.predict_niches(cells, student)
+
+
 def test_table_without_an_image(student):
     cells = nk.datasets.simulate(60, K=2, image=False)["table"]
     with pytest.raises(TypeError, match=r"no image.*nk.io.paired"):

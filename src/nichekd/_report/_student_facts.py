@@ -38,7 +38,7 @@ def student_facts(student: NicheStudent) -> dict[str, str]:
 
 def _features(student: NicheStudent) -> dict[str, str]:
     features = student.config.features
-    if not features:
+    if "encoder" not in features:
         return {"image encoder": "not recorded"}
     where = "; travels with the student" if student.encoder is not None else ""
     facts = {

@@ -81,9 +81,9 @@ def encoder_for(
         raise ValueError(f"--weights {weights}: no weights are needed, for {why}. Leave it out.")
     if use_rep is not None or has_features(cells, student, table_key=table_key):
         return None
-    if not wanted:
+    if "encoder" not in wanted:
         if getattr(cells, "tables", None) or not hasattr(cells, "images"):
-            return None  # the features written last, if there are some
+            return None  # those of the same key, if there are some
         raise ValueError(
             "The student carries no encoder: it was distilled from features of unknown origin, so it can't read a slide. "
             "Name cells that have such features, and --use-rep."

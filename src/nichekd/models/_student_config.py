@@ -33,7 +33,8 @@ class StudentConfig:
     calibration
         Factor set by :func:`nichekd.tl.calibrate`; 1 where it has not run.
     features
-        Encoder, fingerprint, crop and mpp of the image features, as :func:`nichekd.pp.histology_features` records them.
+        Encoder, fingerprint, crop and mpp of the image features, as :func:`nichekd.pp.histology_features` records them;
+        of features that it did not make, ``use_rep``, their key.
     training
         Facts for the model card: data, split, seeds.
     training_range

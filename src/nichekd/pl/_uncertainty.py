@@ -122,9 +122,7 @@ def uncertainty(
 
 def _color_bar(ax: Axes, points: Any, label: str, *, limit: float | None, below: bool) -> None:
     """Beside a map, or below one that is too low for the label; with a line at ``limit``."""
-    where = (
-        {"location": "bottom", "aspect": 40, "pad": 0.03} if below else {"location": "right", "aspect": 25, "pad": 0.01}
-    )
+    where: dict[str, Any] = {"aspect": 40, "pad": 0.03, "location": "bottom"} if below else {"aspect": 25, "pad": 0.01}
     bar = ax.figure.colorbar(points, ax=ax, label=label, shrink=0.6, **where)
     bar.outline.set_visible(False)
     if limit is not None and points.norm.vmin < limit < points.norm.vmax:

@@ -142,7 +142,8 @@ def new_student(
     from nichekd.models import NeighborhoodConfig, NicheStudent
     from nichekd.models._student import StudentConfig
 
-    described = plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {}))
+    # of features that were not made here their key is all there is to know
+    described = plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {"use_rep": use_rep}))
     config = StudentConfig(
         n_features=features.shape[1],
         network=NeighborhoodConfig.preset(preset, min(n_components, features.shape[1]), **sizes),

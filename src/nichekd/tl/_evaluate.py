@@ -15,6 +15,7 @@ from nichekd._resolve import get_table
 from nichekd.tl._evaluation_data import MEAN, Datasets, as_datasets
 from nichekd.tl._evaluation_folder import EvaluationFolder
 from nichekd.tl._evaluation_methods import chosen_methods
+from nichekd.tl._evaluation_plan import Plan
 from nichekd.tl._evaluation_table import Tables, averaged, write_tables
 
 if TYPE_CHECKING:
@@ -133,26 +134,25 @@ def evaluate(
     RuntimeError
         If another process writes to ``out``.
     """
-    options: dict[str, Any] = {
-        "K": distinct(K, "K"), "seeds": distinct(seeds, "seeds"), "cell_type_key": cell_type_key,
-        "annotation_key": annotation_key, "use_rep": use_rep, "encoder": encoder,
-        "weights": weights, "methods": methods, "gene_aware": gene_aware,
-        "gene_aware_weights": gene_aware_weights, "gene_aware_lora": gene_aware_lora, "gene_aware_fit": gene_aware_fit,
-        "n_teachers": n_teachers, "fit": fit, "nolan_fit": nolan_fit, "n_permutations": n_permutations, "split_key": split_key, "device": device, "table_key": table_key,
-    }  # fmt: skip
+    plan = Plan(
+        K=distinct(K, "K"), seeds=distinct(seeds, "seeds"), cell_type_key=cell_type_key, annotation_key=annotation_key,
+        use_rep=use_rep, encoder=encoder, weights=weights, methods=methods, gene_aware=gene_aware,
+        gene_aware_weights=gene_aware_weights, gene_aware_lora=gene_aware_lora, gene_aware_fit=gene_aware_fit,
+        n_teachers=n_teachers, fit=fit, nolan_fit=nolan_fit, n_permutations=n_permutations, split_key=split_key,
+        device=device, table_key=table_key,
+    )  # fmt: skip
+    folder = None if out is None else Path(out)
     datasets = as_datasets(data)
-    if datasets is None:
-        return _evaluate_one(data, out=None if out is None else Path(out), **options).means
-    return _evaluate_many(datasets, out=None if out is None else Path(out), **options)
+    return _evaluate_one(data, plan, folder).means if datasets is None else _evaluate_many(datasets, plan, folder)
 
 
-def _evaluate_many(datasets: Mapping[str, Any], *, out: Path | None, **options: Any) -> pd.DataFrame:
+def _evaluate_many(datasets: Mapping[str, Any], plan: Plan, out: Path | None) -> pd.DataFrame:
     """One after the other, then mean and standard deviation over them."""
     found = []
     for name, load in datasets.items():
         log.info("data set %s", name)
         try:
-            tables = _evaluate_one(load(), out=None if out is None else out / name, **options)
+            tables = _evaluate_one(load(), plan, None if out is None else out / name)
         except Exception as err:
             if type(err) not in (KeyError, ValueError, TypeError, OSError, FileNotFoundError):
                 err.add_note(f"In data set {name!r}.")
@@ -170,14 +170,14 @@ def _evaluate_many(datasets: Mapping[str, Any], *, out: Path | None, **options: 
     return table
 
 
-def _evaluate_one(data: Any, *, out: Path | None, **options: Any) -> Tables:
+def _evaluate_one(data: Any, plan: Plan, out: Path | None) -> Tables:
     from nichekd.tl._evaluation_features import prepare_features
     from nichekd.tl._evaluation_runs import Evaluation
 
     started = perf_counter()
-    adata = get_table(data, options["table_key"])
-    methods = chosen_methods(options["methods"], has_image=not isinstance(data, AnnData))
-    evaluation = Evaluation(data, methods, **{name: value for name, value in options.items() if name != "methods"})
+    adata = get_table(data, plan.table_key)
+    methods = chosen_methods(plan.methods, has_image=not isinstance(data, AnnData))
+    evaluation = Evaluation(data, methods, plan)
     evaluation.check()
     folder = EvaluationFolder(out)
     with folder.writing():
@@ -187,7 +187,7 @@ def _evaluate_one(data: Any, *, out: Path | None, **options: Any) -> Tables:
         if out is not None:
             write_tables(tables, out)
     record(
-        adata, "evaluate", seconds=perf_counter() - started, K=options["K"], seeds=options["seeds"],
+        adata, "evaluate", seconds=perf_counter() - started, K=plan.K, seeds=plan.seeds,
         methods=[method.key for method in methods],
     )  # fmt: skip
     return tables

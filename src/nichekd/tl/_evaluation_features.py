@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nichekd._keys import Keys
 from nichekd._record import notes
 from nichekd._settings import settings
-from nichekd.tl._evaluation_folder import EvaluationFolder, cells_of, features_made_of
+from nichekd.tl._evaluation_folder import EvaluationFolder, cells_of, features_made_of, features_name
 from nichekd.tl._evaluation_methods import COLOR, EXPRESSION, FROZEN, GENE_AWARE, RANDOM, SHUFFLED
 from nichekd.tl._inputs import image_rep, neighborhood_index
 from nichekd.tl._recorded_features import ALIGNED
@@ -35,10 +35,11 @@ def prepare_features(evaluation: Evaluation, folder: EvaluationFolder) -> dict[s
         If the folder's results are of another data set, of other features or settings.
     """
     adata, wanted = evaluation.adata, {method.rep for method in evaluation.methods}
-    folder.check(cells_of(adata, evaluation.split_key) | _fits(evaluation))
+    start = evaluation.plan.gene_aware_start if GENE_AWARE in wanted else {}
+    folder.check(cells_of(adata, evaluation.plan.split_key) | evaluation.plan.fits | start)
     if Keys.SCVI not in adata.obsm:
         _express(evaluation, folder)
-    neighborhood_index(evaluation.data, split_key=evaluation.split_key, table_key=evaluation.table_key)
+    neighborhood_index(evaluation.data, split_key=evaluation.plan.split_key, table_key=evaluation.plan.table_key)
     reps: dict[str, str] = {EXPRESSION: Keys.SCVI}
     radius = round(float(notes(adata)[Keys.RADIUS]), 6)
     folder.check({"radius": radius} | features_made_of(adata, reps))  # before crops are encoded
@@ -48,8 +49,6 @@ def prepare_features(evaluation: Evaluation, folder: EvaluationFolder) -> dict[s
     for kind in (COLOR, RANDOM, GENE_AWARE):
         if kind in wanted:
             reps[kind] = Keys.features(kind)
-            if kind == GENE_AWARE:
-                folder.check(_gene_aware_start(evaluation))
             if reps[kind] not in adata.obsm:
                 encoder = _gene_aware_encoder(evaluation, folder) if kind == GENE_AWARE else kind
                 _encode(evaluation, encoder, reps[kind], folder, kind)
@@ -61,41 +60,16 @@ def prepare_features(evaluation: Evaluation, folder: EvaluationFolder) -> dict[s
     return reps
 
 
-def _fits(evaluation: Evaluation) -> dict[str, str]:
-    """Training settings of teachers and students, as the folder notes them."""
-    from nichekd.models import NolanSettings
-    from nichekd.tl._fit_settings import FitSettings
-
-    return {
-        "n_teachers": str(evaluation.n_teachers),
-        "fit": _described(evaluation.fit, FitSettings()),
-        "nolan_fit": _described(evaluation.nolan_fit, NolanSettings()),
-    }
-
-
-def _gene_aware_start(evaluation: Evaluation) -> dict[str, str]:
-    """Where the gene-aware encoder starts, and how it is trained."""
-    from nichekd.tl._gene_aware_fit import GeneAwareSettings
-
-    return {
-        "gene_aware": evaluation.gene_aware,
-        "gene_aware_weights": _described(evaluation.gene_aware_weights),
-        "gene_aware_lora": _described(evaluation.gene_aware_lora),
-        "gene_aware_fit": _described(evaluation.gene_aware_fit, GeneAwareSettings()),
-    }
-
-
-def _described(value: Any, default: Any = None) -> str:
-    return "default" if value is None or value == default else str(value)
-
-
 def _express(evaluation: Evaluation, folder: EvaluationFolder) -> None:
     """ScVI's latent, from the folder if an earlier call put it there."""
     from nichekd import pp
 
     if not folder.has(FEATURES, EXPRESSION):
         pp.expression_features(
-            evaluation.data, split_key=evaluation.split_key, seed=evaluation.seeds[0], table_key=evaluation.table_key
+            evaluation.data,
+            split_key=evaluation.plan.split_key,
+            seed=evaluation.plan.seeds[0],
+            table_key=evaluation.plan.table_key,
         )
         folder.keep(FEATURES, EXPRESSION, latent=evaluation.adata.obsm[Keys.SCVI])
     evaluation.adata.obsm[Keys.SCVI] = folder.arrays(FEATURES, EXPRESSION)["latent"]
@@ -103,17 +77,23 @@ def _express(evaluation: Evaluation, folder: EvaluationFolder) -> None:
 
 def _frozen(evaluation: Evaluation, folder: EvaluationFolder) -> str:
     """``obsm`` key of the frozen encoder's features."""
+    from nichekd.models import get_encoder
+
     adata = evaluation.adata
-    if evaluation.use_rep is not None:
-        return image_rep(evaluation.data, evaluation.use_rep, device=evaluation.device, table_key=evaluation.table_key)
-    if evaluation.encoder is None and (there := _frozen_there(adata)) is not None:
+    if evaluation.plan.use_rep is not None:
+        return image_rep(
+            evaluation.data, evaluation.plan.use_rep, device=evaluation.plan.device, table_key=evaluation.plan.table_key
+        )
+    if evaluation.plan.encoder is None and (there := _frozen_there(adata)) is not None:
         return there
-    encoder = evaluation.encoder or settings.encoder
+    encoder = evaluation.plan.encoder or settings.encoder
     key = Keys.features(encoder)
     if key not in adata.obsm:
-        _encode(evaluation, encoder, key, folder, FROZEN, weights=evaluation.weights)
-    elif evaluation.weights is not None:
-        _require_weights(adata, key, encoder, evaluation.weights)
+        ready = get_encoder(encoder, weights=evaluation.plan.weights)
+        folder.check({f"features.{FROZEN}": features_name(key, ready.fingerprint)})  # before crops are encoded
+        _encode(evaluation, ready, key, folder, FROZEN)
+    elif evaluation.plan.weights is not None:
+        _require_weights(adata, key, encoder, evaluation.plan.weights)
     return key
 
 
@@ -142,17 +122,15 @@ def _frozen_there(adata: AnnData) -> str | None:
     return frozen[-1] if frozen else None
 
 
-def _encode(
-    evaluation: Evaluation, encoder: Any, key: str, folder: EvaluationFolder, kind: str, **options: Any
-) -> None:
+def _encode(evaluation: Evaluation, encoder: Any, key: str, folder: EvaluationFolder, kind: str) -> None:
     """Image features, in a store that a killed run goes on with."""
     from nichekd import pp
 
     log.info("no %s features yet", kind)
     store = None if folder.path is None else folder.path / FEATURES / kind
     pp.histology_features(
-        evaluation.data, encoder=encoder, key_added=key, store=store, device=evaluation.device, table_key=evaluation.table_key,
-        **options,
+        evaluation.data, encoder=encoder, key_added=key, store=store, device=evaluation.plan.device,
+        table_key=evaluation.plan.table_key,
     )  # fmt: skip
 
 
@@ -166,9 +144,11 @@ def _gene_aware_encoder(evaluation: Evaluation, folder: EvaluationFolder) -> Any
         encoder = Encoder.load(kept)
         remember_encoder(encoder, overwrite=True)
         return encoder
+    plan = evaluation.plan
     encoder = gene_aware_encoder(
-        evaluation.data, encoder=evaluation.gene_aware, weights=evaluation.gene_aware_weights,
-        lora=evaluation.gene_aware_lora, split_key=evaluation.split_key, seed=evaluation.seeds[0], fit=evaluation.gene_aware_fit, device=evaluation.device, table_key=evaluation.table_key,
+        evaluation.data, encoder=plan.gene_aware, weights=plan.gene_aware_weights, lora=plan.gene_aware_lora,
+        split_key=plan.split_key, seed=plan.seeds[0], fit=plan.gene_aware_fit, device=plan.device,
+        table_key=plan.table_key,
     )  # fmt: skip
     if kept is not None:
         new = kept.with_name(f"{ENCODER}.new")  # a killed run must not leave half of one

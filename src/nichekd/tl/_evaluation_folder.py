@@ -81,13 +81,13 @@ class EvaluationFolder:
         Raises
         ------
         ValueError
-            If the folder's results are of other data or settings.
+            If the folder's results are of other data or settings, or its manifest is lost or damaged.
         """
         if self.path is None:
             return
         manifest = self.path / MANIFEST
         wanted = {"format": FORMAT} | plain(made_of)
-        found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+        found = _read_manifest(manifest)
         if differ := [key for key in wanted if key in found and found[key] != wanted[key]]:
             what = "; ".join(f"{key} {found[key]!r}, now {wanted[key]!r}" for key in differ)
             raise ValueError(
@@ -158,10 +158,33 @@ def features_made_of(adata: AnnData, reps: Mapping[str, str]) -> dict[str, Any]:
     known, made_of = notes(adata).get(Keys.FEATURES, {}), {}
     for kind, rep in reps.items():
         about = known.get(rep, {})
-        made_of[f"features.{kind}"] = f"{rep} {about.get('fingerprint', '')}".strip()
+        made_of[f"features.{kind}"] = features_name(rep, about.get("fingerprint"))
         made_of |= {f"features.{kind}.{name}": about.get(name) for name in CROPS} if about else {}
         made_of |= {} if about else {f"features.{kind}.rows": _hash_of_rows(adata, rep)}
     return made_of
+
+
+def features_name(rep: str, fingerprint: str | None) -> str:
+    """By what a folder knows features: their key, and the fingerprint of their encoder where it has one."""
+    return rep if fingerprint is None else f"{rep} {fingerprint}"
+
+
+def _read_manifest(manifest: Path) -> dict[str, Any]:
+    """What a folder's results are made of; nothing where there are none."""
+    if not manifest.is_file():
+        if (manifest.parent / RUNS).is_dir():
+            raise ValueError(
+                f"out={str(manifest.parent)!r} has results, but no {MANIFEST} that tells what they are made of. Name "
+                "another folder, or remove it."
+            )
+        return {}
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise ValueError(f"{manifest} is damaged ({err}). Name another folder for out=, or remove this one.") from err
+    if not isinstance(found, dict):
+        raise ValueError(f"{manifest} is damaged: it holds a {type(found).__name__}. Name another folder for out=.")
+    return found
 
 
 def _hash_of_rows(adata: AnnData, rep: str) -> str:

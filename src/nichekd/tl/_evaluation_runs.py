@@ -31,10 +31,8 @@ from nichekd.tl._inputs import check_n_niches, features_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from nichekd.models import LoraSettings, NolanSettings
     from nichekd.tl._evaluation_methods import Method
-    from nichekd.tl._fit_settings import FitSettings
-    from nichekd.tl._gene_aware_fit import GeneAwareSettings
+    from nichekd.tl._evaluation_plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -51,43 +49,13 @@ class Evaluation:
         Cells.
     methods
         To be compared.
-    K, seeds, cell_type_key, annotation_key, use_rep, encoder, weights, gene_aware, gene_aware_weights, \
-    gene_aware_lora, gene_aware_fit, n_teachers, fit, nolan_fit, n_permutations, split_key, device, table_key
-        As in :func:`nichekd.tl.evaluate`.
+    plan
+        What is to be done.
     """
 
-    def __init__(
-        self,
-        data: Any,
-        methods: Sequence[Method],
-        *,
-        K: Sequence[int],
-        seeds: Sequence[int],
-        cell_type_key: str | None,
-        annotation_key: str | None,
-        use_rep: str | None,
-        encoder: str | None,
-        weights: Any,
-        gene_aware: str,
-        gene_aware_weights: Any,
-        gene_aware_lora: LoraSettings | None,
-        gene_aware_fit: GeneAwareSettings | None,
-        n_teachers: int,
-        fit: FitSettings | None,
-        nolan_fit: NolanSettings | None,
-        n_permutations: int,
-        split_key: str,
-        device: str | None,
-        table_key: str,
-    ) -> None:
-        self.data, self.methods, self.all_k, self.seeds = data, methods, K, seeds
-        self.cell_type_key, self.annotation_key = cell_type_key, annotation_key
-        self.use_rep, self.encoder, self.weights = use_rep, encoder, weights
-        self.gene_aware, self.gene_aware_weights, self.gene_aware_lora = gene_aware, gene_aware_weights, gene_aware_lora
-        self.gene_aware_fit, self.n_permutations = gene_aware_fit, n_permutations
-        self.n_teachers, self.fit, self.nolan_fit = n_teachers, fit, nolan_fit
-        self.split_key, self.device, self.table_key = split_key, device, table_key
-        self.adata = get_table(data, table_key)
+    def __init__(self, data: Any, methods: Sequence[Method], plan: Plan) -> None:
+        self.data, self.methods, self.plan = data, methods, plan
+        self.adata = get_table(data, plan.table_key)
 
     def check(self) -> None:
         """What would otherwise fail after hours; splits the tissue where it is not."""
@@ -95,28 +63,30 @@ class Evaluation:
         from nichekd.pp._alignment_qc import warn_if_misaligned
         from nichekd.tl._pathology_probe import check_annotated
 
-        if self.split_key == Keys.SPLIT and self.split_key not in self.adata.obs:
+        if self.plan.split_key == Keys.SPLIT and self.plan.split_key not in self.adata.obs:
             log.info("no split yet: four strips, the second is test")
-            pp.split(self.data, table_key=self.table_key)
-        n_train = int((split_of(self.adata, self.split_key) == Split.TRAIN).sum())
-        for n_niches in self.all_k:
+            pp.split(self.data, table_key=self.plan.table_key)
+        n_train = int((split_of(self.adata, self.plan.split_key) == Split.TRAIN).sum())
+        for n_niches in self.plan.K:
             check_n_niches(n_niches, n_train)
         self._check_columns()
-        if self.cell_type_key is not None and self.n_permutations < 1:
-            raise ValueError(f"n_permutations={self.n_permutations}; it has to be at least 1.")
-        test = subset_mask(self.adata, Split.TEST, split_key=self.split_key)
-        if self.cell_type_key is not None:
-            types = labels_of(self.adata, self.cell_type_key, run="your cell typing")
+        if self.plan.cell_type_key is not None and self.plan.n_permutations < 1:
+            raise ValueError(f"n_permutations={self.plan.n_permutations}; it has to be at least 1.")
+        test = subset_mask(self.adata, Split.TEST, split_key=self.plan.split_key)
+        if self.plan.cell_type_key is not None:
+            types = labels_of(self.adata, self.plan.cell_type_key, run="your cell typing")
             if not (types.codes[test] >= 0).any():
-                raise ValueError(f"obs[{self.cell_type_key!r}] names the type of no test cell. Name another column.")
-        if self.annotation_key is not None:
-            check_annotated(self.adata, self.annotation_key, subset=Split.TEST, split_key=self.split_key)
-        warn_if_misaligned(self.data, table_key=self.table_key)
+                raise ValueError(
+                    f"obs[{self.plan.cell_type_key!r}] names the type of no test cell. Name another column."
+                )
+        if self.plan.annotation_key is not None:
+            check_annotated(self.adata, self.plan.annotation_key, subset=Split.TEST, split_key=self.plan.split_key)
+        warn_if_misaligned(self.data, table_key=self.plan.table_key)
 
     def _check_columns(self) -> None:
         """What is judged by must not be among the columns that the runs write."""
         written = {Keys.niche(Keys.TEACHER), *(method.key for method in self.methods)}
-        for name, key in (("cell_type_key", self.cell_type_key), ("annotation_key", self.annotation_key)):
+        for name, key in (("cell_type_key", self.plan.cell_type_key), ("annotation_key", self.plan.annotation_key)):
             if key in written:
                 raise ValueError(
                     f"{name}={key!r} is a column that the evaluation writes itself. Rename yours: "
@@ -126,23 +96,23 @@ class Evaluation:
     def run(self, folder: EvaluationFolder, reps: Mapping[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Scores of each K, seed and method, and the niches of each teacher."""
         rows, teachers = [], []
-        plan = [(n_niches, seed) for n_niches in self.all_k for seed in self.seeds]
+        todo = [(n_niches, seed) for n_niches in self.plan.K for seed in self.plan.seeds]
         bar = tqdm(
-            total=len(plan) * (1 + len(self.methods)), desc="evaluate", unit="run", disable=not settings.progress
+            total=len(todo) * (1 + len(self.methods)), desc="evaluate", unit="run", disable=not settings.progress
         )
-        for n_niches, seed in plan:
+        for n_niches, seed in todo:
             name = f"K{n_niches}_seed{seed}"
             table = self._scratch(reps, seed)
             run = Run(
                 table, n_niches, seed, dict(reps) | {SHUFFLED: SHUFFLED_REP},
-                {"split_key": self.split_key, "device": self.device}, self.fit, self.nolan_fit, self.n_teachers,
+                {"split_key": self.plan.split_key, "device": self.plan.device}, self.plan.fit, self.plan.nolan_fit, self.plan.n_teachers,
             )  # fmt: skip
             self._teach(folder, name, run)
             bar.update()
             about = {"K": n_niches, "seed": seed}
             teachers.append(self._summary(table, about))
-            if self.annotation_key is not None:
-                probe = teacher_probe(table, annotation_key=self.annotation_key, split_key=self.split_key)
+            if self.plan.annotation_key is not None:
+                probe = teacher_probe(table, annotation_key=self.plan.annotation_key, split_key=self.plan.split_key)
                 rows.append(about | probe)
             for method in self.methods:
                 bar.set_postfix_str(f"{method.key}, K={n_niches}, seed {seed}")
@@ -160,8 +130,8 @@ class Evaluation:
                 seconds=outcome.seconds,
             )  # fmt: skip
         return scores(
-            run.adata, method, folder.outcome(name, method.key), cell_type_key=self.cell_type_key,
-            annotation_key=self.annotation_key, n_permutations=self.n_permutations, split_key=self.split_key,
+            run.adata, method, folder.outcome(name, method.key), cell_type_key=self.plan.cell_type_key,
+            annotation_key=self.plan.annotation_key, n_permutations=self.plan.n_permutations, split_key=self.plan.split_key,
         )  # fmt: skip
 
     def _teach(self, folder: EvaluationFolder, name: str, run: Run) -> None:
@@ -175,12 +145,12 @@ class Evaluation:
         logits = folder.arrays(name, TEACHER)["logits"]
         table.obsm[Keys.logits(Keys.TEACHER)] = logits
         write_labels(table, REFERENCE, logits.argmax(1), n_niches=run.n_niches)
-        table.obsm[SOFT] = soft_answer(table, split_key=self.split_key)
+        table.obsm[SOFT] = soft_answer(table, split_key=self.plan.split_key)
 
     def _scratch(self, reps: Mapping[str, str], seed: int) -> AnnData:
         """A table that shares features and graphs with the user's, and nothing else: runs leave no trace there."""
-        kept = label_columns(self.adata, self.cell_type_key, self.annotation_key)
-        table = AnnData(obs=self.adata.obs[[*dict.fromkeys([self.split_key, *kept])]].copy())
+        kept = label_columns(self.adata, self.plan.cell_type_key, self.plan.annotation_key)
+        table = AnnData(obs=self.adata.obs[[*dict.fromkeys([self.plan.split_key, *kept])]].copy())
         for key in (Keys.SPATIAL, *reps.values()):
             table.obsm[key] = self.adata.obsm[key]
         if any(method.rep == SHUFFLED for method in self.methods):
@@ -201,5 +171,5 @@ class Evaluation:
         with_counts = has_counts(whole)
         if not with_counts:
             log.warning("X holds no counts: no marker genes of the teacher's niches")
-        summary = niche_summary(shown, cell_type_key=self.cell_type_key, n_markers=N_MARKERS if with_counts else 0)
+        summary = niche_summary(shown, cell_type_key=self.plan.cell_type_key, n_markers=N_MARKERS if with_counts else 0)
         return summary.assign(**about, usage_entropy=summary.attrs["usage_entropy"])

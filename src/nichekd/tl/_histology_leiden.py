@@ -79,9 +79,11 @@ def histology_leiden(
     TypeError
         If K is no whole number.
     ValueError
-        If K is below 2 or above the number of training cells, or features are NaN.
+        If K is below 2 or above the number of training cells, features are NaN, or ``key_added`` is the name of another
+        method.
     """
     started = time.perf_counter()
+    Keys.check_name(key_added, own=Keys.HISTOLOGY_LEIDEN)
     data = working_copy(data, copy)
     adata = get_table(data, table_key)
     is_train = split_of(adata, split_key) == Split.TRAIN

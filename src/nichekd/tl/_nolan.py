@@ -98,7 +98,8 @@ def nolan(
     TypeError
         If K is no whole number.
     ValueError
-        If K is below 2 or above the number of training cells, or features are NaN.
+        If K is below 2 or above the number of training cells, features are NaN, or ``key_added`` is the name of another
+        method.
 
     Examples
     --------
@@ -111,6 +112,7 @@ def nolan(
     from nichekd.tl._nolan_fit import fit_nolan
 
     started = time.perf_counter()
+    Keys.check_name(key_added, own=Keys.TEACHER)
     data = working_copy(data, copy)
     adata = get_table(data, table_key)
     train = np.flatnonzero(split_of(adata, split_key) == Split.TRAIN)

@@ -40,7 +40,8 @@ def find_or_make(
     data
         Cells.
     wanted
-        What the model recorded of the features it was trained on; empty where it knows nothing, and the last are taken.
+        What the model recorded of the features it was trained on: of those that were not made here ``use_rep``, their
+        key, at most.
     encoder
         The encoder itself, where the model carries it.
     device, table_key
@@ -57,13 +58,8 @@ def find_or_make(
     """
     adata = get_table(data, table_key)
     last = notes(adata).get(Keys.LAST_REP)
-    if not wanted:
-        if last is None:
-            raise KeyError(
-                f"The {who} does not know which image features it was trained on, and the table has none that were "
-                f"recorded; name some by use_rep=. obsm has {sorted(adata.obsm.keys())}."
-            )
-        return last
+    if "encoder" not in wanted:
+        return _named(adata, wanted.get("use_rep", last), who=who)
     for key, found in notes(adata).get(Keys.FEATURES, {}).items():
         if key in adata.obsm and same_kind(found, wanted):
             return key
@@ -74,6 +70,21 @@ def find_or_make(
     if last is not None:
         notes(adata)[Keys.LAST_REP] = last  # what other functions take by default stays what the user chose
     return made
+
+
+def _named(adata: AnnData, key: str | None, *, who: str) -> str:
+    """``key``, of features that no encoder of ours made, if they are there."""
+    if key is None:
+        raise KeyError(
+            f"The {who} does not know which image features it was trained on, and the table has none that were "
+            f"recorded; name some by use_rep=. obsm has {sorted(adata.obsm.keys())}."
+        )
+    if key not in adata.obsm:
+        raise KeyError(
+            f"The {who} was trained on obsm[{key!r}], features that were brought along, and they are missing here. Make "
+            f"them as then, or name them by use_rep=. obsm has {sorted(adata.obsm.keys())}."
+        )
+    return key
 
 
 def encode_as_recorded(
@@ -177,5 +188,6 @@ def _same_mpp(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 def _differs(name: str, expected: dict[str, Any], found: dict[str, Any]) -> bool:
     """Whether two records of features are known to differ in ``name``."""
-    known = (name in expected and name in found) or (name in UNRECORDED and bool(expected) and bool(found))
+    both_made_here = "encoder" in expected and "encoder" in found
+    known = (name in expected and name in found) or (name in UNRECORDED and both_made_here)
     return known and expected.get(name) != found.get(name)
