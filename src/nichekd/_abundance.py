@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nichekd._resolve import require
+from nichekd._sections import library_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -143,25 +144,11 @@ def both_abundances(adata: AnnData, truth: str, prediction: str) -> tuple[Abunda
 def libraries_of(
     adata: AnnData, library_key: str | None, mask: NDArray[np.bool_]
 ) -> Iterator[tuple[str, NDArray[np.intp]]]:
-    """Name of each library, and which of its cells are in ``mask``; all are of ``"all"`` without a key.
-
-    Raises
-    ------
-    KeyError
-        If the column is missing.
-    ValueError
-        If a cell has no library.
-    """
+    """Name of each library, and which of its cells are in ``mask``; all are of ``"all"`` without a key."""
     if library_key is None:
         yield "all", np.flatnonzero(mask)
         return
-    column = require(adata, "obs", library_key, run="whatever tells sections apart (or leave library_key= out)")
-    if column.isna().any():
-        raise ValueError(
-            f"obs[{library_key!r}] is missing for {column.isna().sum():,} of {len(column):,} cells. Fill it in, or drop "
-            "them."
-        )
-    names = column.astype(str).to_numpy()
+    names = library_names(adata, library_key)
     for name in dict.fromkeys(names[mask]):
         yield name, np.flatnonzero(mask & (names == name))
 

@@ -21,8 +21,8 @@ def recorded_library(adata: AnnData) -> str | None:
     return next((str(key) for key in keys if key is not None), None)
 
 
-def library_codes(adata: AnnData, library_key: str) -> NDArray[np.int64]:
-    """A number for each cell's library, (n,).
+def library_names(adata: AnnData, library_key: str) -> NDArray[np.str_]:
+    """Name of each cell's library, as text, (n,).
 
     Raises
     ------
@@ -42,4 +42,17 @@ def library_codes(adata: AnnData, library_key: str) -> NDArray[np.int64]:
             f"obs[{library_key!r}] is missing for {column.isna().sum():,} of {len(column):,} cells. Fill it in, or "
             f"drop them: adata[adata.obs[{library_key!r}].notna()].copy()."
         )
-    return pd.factorize(column)[0].astype(np.int64)
+    return column.astype(str).to_numpy()
+
+
+def library_codes(adata: AnnData, library_key: str) -> NDArray[np.int64]:
+    """A number for each cell's library, in the order of the table, (n,); raises as :func:`library_names`."""
+    return pd.factorize(library_names(adata, library_key))[0].astype(np.int64)
+
+
+def cells_of_libraries(adata: AnnData, library_key: str) -> dict[str, NDArray[np.intp]]:
+    """Cells of each library, in the order of their names; raises as :func:`library_names`."""
+    names = library_names(adata, library_key)
+    order = np.argsort(names, kind="stable")
+    found, start = np.unique(names[order], return_index=True)
+    return dict(zip(found.tolist(), np.split(order, start[1:]), strict=True))

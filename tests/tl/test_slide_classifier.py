@@ -164,7 +164,7 @@ def test_bad_training_input():
     with pytest.raises(ValueError, match="NaN or infinite"):
         train(adata)
     adata.obs.loc["c0", "slide"] = None
-    with pytest.raises(ValueError, match=r"obs\['slide'\] is missing for 1 cells"):
+    with pytest.raises(ValueError, match=r"obs\['slide'\] is missing for 1 of"):
         train(adata)
 
 

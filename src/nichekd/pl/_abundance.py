@@ -7,7 +7,8 @@ import numpy as np
 from nichekd._abundance import Abundance, abundance_of, both_abundances, pearson
 from nichekd._keys import Keys
 from nichekd._labels import subset_mask
-from nichekd._resolve import centres_um, get_table, require
+from nichekd._resolve import centres_um, get_table
+from nichekd._sections import library_names
 from nichekd.pl._figure import finish, scale_bar, styled
 from nichekd.pl._tissue import Extent, dot_area, dots, frame
 
@@ -131,8 +132,7 @@ def _of_library(adata: AnnData, library_key: str | None, library: str | None) ->
         if library is not None:
             raise ValueError(f"library={library!r} without library_key=; name the column of obs it is in.")
         return np.ones(adata.n_obs, dtype=bool)
-    run = "whatever tells slides apart (or leave library_key= out)"
-    names = require(adata, "obs", library_key, run=run).astype(str).to_numpy()
+    names = library_names(adata, library_key)
     there = sorted(set(names))
     if library is None:
         if len(there) > 1:

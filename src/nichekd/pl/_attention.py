@@ -8,6 +8,7 @@ import pandas as pd
 from nichekd._keys import Keys
 from nichekd._palette import MISSING
 from nichekd._resolve import centres_um, get_table, require
+from nichekd._sections import cells_of_libraries
 from nichekd.pl._figure import Grid, finish, scale_bar, styled
 from nichekd.pl._slide import draw_slide, slide_of
 from nichekd.pl._tissue import Extent, dot_area, dots, frame
@@ -155,9 +156,9 @@ def _slides(
         if libraries is not None:
             raise KeyError(f"libraries={libraries!r} without a library_key=; name the column that tells slides apart.")
         return {"": np.arange(adata.n_obs)}
-    names = require(adata, "obs", library_key, run="your reading of several slides").astype(str).to_numpy()
-    there = sorted(set(names))
+    found = cells_of_libraries(adata, library_key)
+    there = list(found)
     wanted = there if libraries is None else [libraries] if isinstance(libraries, str) else list(libraries)
     if unknown := [name for name in wanted if name not in there]:
         raise KeyError(f"obs[{library_key!r}] has no slides {unknown}; it has {there}.")
-    return {name: np.flatnonzero(names == name) for name in wanted}
+    return {name: found[name] for name in wanted}

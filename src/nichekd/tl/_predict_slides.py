@@ -10,8 +10,8 @@ import pandas as pd
 from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import get_table
+from nichekd._sections import cells_of_libraries
 from nichekd.tl._model_rep import features_for
-from nichekd.tl._slides import cells_of_slides
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -77,7 +77,7 @@ def predict_slides(
             f"model is a {type(model).__name__}; it has to be a SlideClassifier: nk.models.SlideClassifier.load(folder)."
         )
     adata = get_table(data, table_key)
-    slides = {None: np.arange(adata.n_obs)} if library_key is None else cells_of_slides(adata, library_key)
+    slides = {None: np.arange(adata.n_obs)} if library_key is None else cells_of_libraries(adata, library_key)
     config = model.config
     wanted = {name: value for name, value in config.features.items() if name != "use_rep"}
     key, features = features_for(

@@ -138,7 +138,7 @@ def rank_by_gene(
     """
     from nichekd.tl._loop import seeded
     from nichekd.tl._rank_by_gene_fit import fit_rank_by_gene
-    from nichekd.tl._rank_by_gene_task import expression_task, frozen_task, library_codes
+    from nichekd.tl._rank_by_gene_task import expression_task, frozen_task, slide_codes
 
     started = time.perf_counter()
     fit = fit or RankByGeneSettings()
@@ -147,7 +147,7 @@ def rank_by_gene(
     adata = get_table(data, table_key)
     in_training = split_of(adata, split_key) == Split.TRAIN
     genes_read = expression_task(adata, layer, genes, in_training, n_genes=fit.n_genes)
-    library = library_codes(adata, library_key, genes_read.cells)
+    library = slide_codes(adata, library_key, genes_read.cells)
     losses = _possible(losses, library)
     parameters = {
         "rank_loss": rank_loss, "rank_weight": rank_weight, "distill_weight": distill_weight, "scales": losses.scales,

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy import sparse
 
 from nichekd._keys import Keys
 from nichekd._record import notes, plain
-from nichekd._resolve import get_table, require
+from nichekd._resolve import get_table
+from nichekd._sections import library_names
 from nichekd.models._rank_by_gene import Branch, RankByGeneNetwork
 from nichekd.pp._libraries import side_by_side
 from nichekd.pp._log_normalize import expression_layer, log_normalized, panel_columns
@@ -98,7 +98,7 @@ def expression_task(
     return Expression(cells, dense[expresses], tuple(map(str, adata.var_names[columns])), layer)
 
 
-def library_codes(
+def slide_codes(
     adata: AnnData, library_key: str | None, cells: NDArray[np.intp], *, fewest: int = FEWEST
 ) -> NDArray[np.int64]:
     """A number for the slide of each of ``cells``; each slide has ``fewest`` of them at least.
@@ -113,11 +113,7 @@ def library_codes(
     if library_key is None:
         code, names = np.zeros(len(cells), dtype=np.int64), np.array(["the section"])
     else:
-        column = require(adata, "obs", library_key, run="your reading of several slides")
-        if column.isna().any():
-            raise ValueError(f"obs[{library_key!r}] is missing for {column.isna().sum():,} cells. Fill it in.")
-        code, found = pd.factorize(column.iloc[cells], sort=True)
-        names = np.asarray(found)
+        names, code = np.unique(library_names(adata, library_key)[cells], return_inverse=True)
     counts = np.bincount(code, minlength=len(names))
     if not len(cells) or (counts < fewest).any():
         few = {str(names[i]): int(counts[i]) for i in np.flatnonzero(counts < fewest)}

@@ -10,8 +10,9 @@ import numpy as np
 from nichekd._keys import Keys
 from nichekd._record import notes, plain, record
 from nichekd._resolve import get_table
+from nichekd._sections import cells_of_libraries
 from nichekd.tl._inputs import features_of, image_rep
-from nichekd.tl._slides import cells_of_slides, training_slides, value_of_slides
+from nichekd.tl._slides import training_slides, value_of_slides
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -111,7 +112,7 @@ def slide_classifier(
     started = time.perf_counter()
     fit = fit or SlideSettings()
     adata = get_table(data, table_key)
-    slides = cells_of_slides(adata, library_key)
+    slides = cells_of_libraries(adata, library_key)
     labels = value_of_slides(adata, label_key, slides, run="your reading of the slides' classes")
     train = {
         name: cells for name, cells in training_slides(adata, slides, split_key).items() if labels[name] is not None

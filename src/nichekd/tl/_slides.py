@@ -4,35 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nichekd._resolve import require, split_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
-
-RUN = "your reading of several slides"
-
-
-def cells_of_slides(adata: AnnData, library_key: str) -> dict[str, NDArray[np.intp]]:
-    """Cells of each slide, in the order of their names.
-
-    Raises
-    ------
-    KeyError
-        If the column is missing.
-    ValueError
-        If cells have no slide.
-    """
-    column = require(adata, "obs", library_key, run=RUN)
-    if column.isna().any():
-        raise ValueError(f"obs[{library_key!r}] is missing for {column.isna().sum():,} cells. Fill it in.")
-    names = column.astype(str).to_numpy()
-    order = np.argsort(names, kind="stable")
-    found, start = np.unique(names[order], return_index=True)
-    return dict(zip(found.tolist(), np.split(order, start[1:]), strict=True))
 
 
 def value_of_slides(

@@ -10,8 +10,9 @@ import pandas as pd
 from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import get_table, require
+from nichekd._sections import cells_of_libraries
 from nichekd.tl._inputs import features_of, image_rep
-from nichekd.tl._slides import cells_of_slides, value_of_slides
+from nichekd.tl._slides import value_of_slides
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -94,7 +95,7 @@ def survival(
     started = time.perf_counter()
     fitter, concordance = _lifelines()
     adata = get_table(data, table_key)
-    slides = cells_of_slides(adata, library_key)
+    slides = cells_of_libraries(adata, library_key)
     clinical = _clinical(adata, slides, time_key, event_key)
     group = _groups(adata, slides, clinical, group_key)
     _check(clinical, group, n_folds, n_components)
