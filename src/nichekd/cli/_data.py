@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nichekd._files import remove, written
 from nichekd.cli._words import words_of_the_shell
 
 if TYPE_CHECKING:
@@ -143,18 +143,11 @@ def write(data: AnnData | SpatialData, path: Path, *, table_key: str = "table") 
     from nichekd._resolve import get_table
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.stem}.new{path.suffix}")
-    remove(new)
-    try:
+    with written(path) as new:
         if path.suffix == H5AD:
             get_table(data, table_key).write_h5ad(new)
         else:
             data.write(new)
-    except BaseException:
-        remove(new)
-        raise
-    remove(path)
-    new.rename(path)
 
 
 @contextmanager
@@ -180,11 +173,3 @@ def replacing(paths: Sequence[Path]) -> Iterator[Path]:
         if (new / path.name).exists():
             (new / path.name).rename(path)
     remove(new)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nichekd._files import written
 from nichekd._keys import Keys
 from nichekd.cli import _data
 
@@ -43,13 +44,8 @@ def write(sdata: SpatialData, path: Path) -> None:
         adata.obs["class"] = pd.Categorical(["Nucleus"] * adata.n_obs)
         io.write_geojson(sdata, path, key="class")
         return
-    new = path.with_name(f"{path.name}.new")
-    try:
+    with written(path) as new:
         _frame(sdata).to_parquet(new)
-        _data.remove(path)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _frame(sdata: SpatialData) -> GeoDataFrame:

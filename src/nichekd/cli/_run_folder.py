@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from nichekd.cli import _data
+from nichekd._files import held, remove, written
 from nichekd.cli._errors import is_full_disk
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 FORMAT = 1
 MAP, CELLS, GEOJSON, RESULT, REPORT = "niches.png", "cells.parquet", "niches.geojson", "result.zarr", "report.html"
 RESULTS = (MAP, CELLS, GEOJSON, RESULT, REPORT)
-RUN, WORK, LOCK = "run.json", "work", "run.lock"
+RUN, NEW_RUN, WORK, LOCK = "run.json", "run.new.json", "work", "run.lock"
 NUCLEI, FEATURES = "nuclei.zarr", "features"  # in WORK; what a killed run leaves to the next
 UNFINISHED = (
     NUCLEI,
     f"new-{NUCLEI}",
     FEATURES,
     *RESULTS,
-    f"{RUN}.new",
+    NEW_RUN,
 )  # all there may be in WORK, besides RUN and LOCK
 
 
@@ -63,7 +63,7 @@ class RunFolder:
                 f"--out {self.path}: {files[0]} is a file, which can hold no folder. Name another."
             )
         here = {path.name for path in self.work.iterdir()} if self.work.is_dir() else set()
-        if others := here - {LOCK, f"{RUN}.new"} if RUN not in here else here - {LOCK, RUN, *UNFINISHED}:
+        if others := here - {LOCK, NEW_RUN} if RUN not in here else here - {LOCK, RUN, *UNFINISHED}:
             raise FileExistsError(
                 f"{self.work} holds {', '.join(sorted(others)[:3])}, which nichekd did not leave there and would be in "
                 "its way. Name another --out."
@@ -100,37 +100,37 @@ class RunFolder:
         OSError
             If the disk is full; says that the same call goes on.
         """
-        from filelock import FileLock, Timeout
-
         is_new = not self.path.exists()
         with self._room():
             self.work.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.work / LOCK, timeout=0)
+            busy = FileExistsError(
+                f"Another run is writing to {self.path}. Wait until it is done, or name another --out."
+            )
             try:
-                lock.acquire()
-            except Timeout as err:
-                raise FileExistsError(
-                    f"Another run is writing to {self.path}. Wait until it is done, or name another --out."
-                ) from err
-            try:
-                self._claim(made_of, overwrite=overwrite)
-                yield
+                with held(self.work / LOCK, busy):
+                    yield from self._held(made_of, overwrite=overwrite)
             finally:
-                if (self.path / RUN).exists() or not self._kept():  # finished, or failed before anything was done
-                    self._clear_work()
-                    (self.work / RUN).unlink(missing_ok=True)
-                    with suppress(PermissionError):  # Windows, while it is held
-                        (self.work / LOCK).unlink(missing_ok=True)
-                lock.release()
                 for folder in (self.work, *([self.path] if is_new else [])):
                     if folder.is_dir() and not any(folder.iterdir()):
                         folder.rmdir()
+
+    def _held(self, made_of: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
+        """The folder, while nobody else writes to it."""
+        try:
+            self._claim(made_of, overwrite=overwrite)
+            yield
+        finally:
+            if (self.path / RUN).exists() or not self._kept():  # finished, or failed before anything was done
+                self._clear_work()
+                (self.work / RUN).unlink(missing_ok=True)
+                with suppress(PermissionError):  # Windows, while it is held
+                    (self.work / LOCK).unlink(missing_ok=True)
 
     @contextmanager
     def keeping(self, name: str) -> Iterator[Path]:
         """Where to write what the next run takes up; there under its name once it is whole."""
         new = self.work / f"new-{name}"
-        _data.remove(new)
+        remove(new)
         yield new
         new.replace(self.work / name)
 
@@ -138,9 +138,9 @@ class RunFolder:
     def result(self, name: str) -> Iterator[Path]:
         """Where to write a result; moved to the folder once it is whole."""
         new = self.work / name
-        _data.remove(new)
+        remove(new)
         yield new
-        _data.remove(self.path / name)
+        remove(self.path / name)
         new.replace(self.path / name)
 
     def finish(self, **about: Any) -> None:
@@ -158,7 +158,7 @@ class RunFolder:
         if not goes_on:
             self.check_free(overwrite=overwrite)  # another run may have finished since this one looked
             for name in (RUN, *RESULTS):
-                _data.remove(self.path / name)
+                remove(self.path / name)
             self._clear_work()
         shown = {name: list(pair) for name, pair in made_of.items()}
         _write_json(self.work / RUN, {"format": FORMAT, "started": now(), "made_of": shown})
@@ -181,7 +181,7 @@ class RunFolder:
 
     def _clear_work(self) -> None:
         for name in UNFINISHED:
-            _data.remove(self.work / name)
+            remove(self.work / name)
 
     def _kept(self) -> bool:
         return any((self.work / name).exists() for name in (NUCLEI, FEATURES))
@@ -237,6 +237,5 @@ def _shown(run: dict[str, Any] | None) -> str:
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     """All or nothing."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.replace(path)
+    with written(path) as new:
+        new.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

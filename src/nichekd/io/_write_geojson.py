@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
+from nichekd._files import written
 from nichekd._frames import annotated, apply, element_to_pixels
 from nichekd._image import get_image
 from nichekd._keys import Keys
@@ -89,17 +90,12 @@ def write_geojson(
     geometries = shapely.to_geojson(shapely.transform(places, lambda xy: np.round(xy, DECIMALS)))
     properties = _properties(adata, key, labels, colors, has_outline)
     path = Path(path)
-    new = path.with_name(f"{path.name}.new")  # a full disk leaves no half file under the name
-    try:
-        with new.open("w", encoding="utf-8") as file:
-            file.write('{"type": "FeatureCollection", "features": [')
-            for i, (geometry, about) in enumerate(zip(geometries, properties, strict=True)):
-                file.write(",\n" if i else "\n")
-                file.write(f'{{"type": "Feature", "geometry": {geometry}, "properties": {json.dumps(about)}}}')
-            file.write("\n]}\n")
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with written(path) as new, new.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        for i, (geometry, about) in enumerate(zip(geometries, properties, strict=True)):
+            file.write(",\n" if i else "\n")
+            file.write(f'{{"type": "Feature", "geometry": {geometry}, "properties": {json.dumps(about)}}}')
+        file.write("\n]}\n")
     parameters = {"path": str(path), "key": key, "n_outlines": int(has_outline.sum())}
     record(adata, "write_geojson", seconds=time.perf_counter() - start, **parameters)
     log.info("%d cells, %d of them with outlines → %s", adata.n_obs, has_outline.sum(), path)

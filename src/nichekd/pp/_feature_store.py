@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nichekd._files import flush, held
 from nichekd.pp._crops import SEGMENT
-from nichekd.pp._store_manifest import CELLS, FEATURES, FORMAT, LOCK, flush, read_manifest, write_manifest
+from nichekd.pp._store_manifest import CELLS, FEATURES, FORMAT, LOCK, read_manifest, write_manifest
 from nichekd.pp._store_segments import missing_segments, require_files, with_done, write_segment
 from nichekd.pp._table_order import TableOrder
 
@@ -132,18 +133,12 @@ class FeatureStore:
         ValueError
             If the store was made of something else.
         """
-        from filelock import FileLock, Timeout
-
         self.manifest  # noqa: B018  refuses a folder of other things before anything is written to it
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as err:
-            raise RuntimeError(
-                f"Another process is writing to store={str(self.path)!r}. Wait until it is done, or name another folder."
-            ) from err
-        try:
+        busy = RuntimeError(
+            f"Another process is writing to store={str(self.path)!r}. Wait until it is done, or name another folder."
+        )
+        with held(self.path / LOCK, busy):
             if self.manifest is None:
                 with self._telling(0):
                     self._create(made_of, order, n_features, about)
@@ -154,8 +149,6 @@ class FeatureStore:
                 # Windows, while it is held: all cells are done, and a lock does no harm
                 with suppress(PermissionError):
                     (self.path / LOCK).unlink(missing_ok=True)
-        finally:
-            lock.release()
 
     def append(self, features: NDArray[np.float16]) -> None:
         """Add the features of the next cells of :attr:`order`, (b, F); on disk once a segment or the last is full."""

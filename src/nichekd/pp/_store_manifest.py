@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
+
+from nichekd._files import unfinished, written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     root = path / ROOT
     if not root.is_file():
         there = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-        if path.is_file() or not set(there) <= {FEATURES, CELLS, LOCK, f"{ROOT}.new"}:
+        if path.is_file() or not set(there) <= {FEATURES, CELLS, LOCK, unfinished(path / ROOT).name}:
             raise ValueError(f"store={str(path)!r} is no feature store (found {there[:5]}). Name a new folder.")
         return None
     try:
@@ -42,20 +43,5 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Put ``manifest`` in place of the store's: after a power cut there is the old one or the new one."""
     group = {"zarr_format": 3, "node_type": "group", "attributes": {"nichekd": manifest}}
-    new = path / f"{ROOT}.new"
-    new.write_text(json.dumps(group, indent=1) + "\n", encoding="utf-8")
-    flush(new)
-    new.replace(path / ROOT)
-    flush(path)
-
-
-def flush(*paths: Path) -> None:
-    """Wait until files, or folders' entries, are on disk."""
-    for path in paths:
-        if path.is_dir() and os.name == "nt":
-            continue  # Windows has no handle to folders
-        handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with written(path / ROOT, durable=True) as new:
+        new.write_text(json.dumps(group, indent=1) + "\n", encoding="utf-8")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nichekd._files import flush
 from nichekd.pp._crops import SEGMENT
-from nichekd.pp._store_manifest import CELLS, FEATURES, flush
+from nichekd.pp._store_manifest import CELLS, FEATURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

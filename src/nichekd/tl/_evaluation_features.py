@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nichekd._files import written
 from nichekd._keys import Keys
 from nichekd._record import notes
 from nichekd._settings import settings
@@ -151,7 +152,6 @@ def _gene_aware_encoder(evaluation: Evaluation, folder: EvaluationFolder) -> Any
         table_key=plan.table_key,
     )  # fmt: skip
     if kept is not None:
-        new = kept.with_name(f"{ENCODER}.new")  # a killed run must not leave half of one
-        encoder.save(new)
-        new.rename(kept)
+        with written(kept) as new:
+            encoder.save(new)
     return encoder

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nichekd._files import held, written
 from nichekd._keys import Keys
 from nichekd._record import notes, plain
 from nichekd._resolve import centres_um, split_of
@@ -58,22 +58,12 @@ class EvaluationFolder:
         if self.path is None:
             yield
             return
-        from filelock import FileLock, Timeout
-
         if self.path.is_file():
             raise NotADirectoryError(f"out={str(self.path)!r} is a file; name a folder.")
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as err:
-            raise RuntimeError(
-                f"Another process writes to out={str(self.path)!r}. Wait for it, or name another folder."
-            ) from err
-        try:
+        busy = RuntimeError(f"Another process writes to out={str(self.path)!r}. Wait for it, or name another folder.")
+        with held(self.path / LOCK, busy):
             yield
-        finally:
-            lock.release()
 
     def check(self, made_of: Mapping[str, Any]) -> None:
         """Note what the results are made of.
@@ -196,11 +186,7 @@ def _hash_of_rows(adata: AnnData, rep: str) -> str:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Write, so that there is the old file or the new one, never a part."""
+    """All or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(f"{file.suffix}.new")
-    with new.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    new.replace(file)
+    with written(file, durable=True) as new:
+        new.write_bytes(content)
