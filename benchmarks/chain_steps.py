@@ -19,7 +19,7 @@ FIELD = 600.0  # µm
 DOMAIN = 400.0  # µm, of a niche
 MPP = 0.274
 TILE_PX = 512
-K, N_CLASSES, N_LATENT = 10, 8, 10
+K, N_CLASSES, N_LATENT, N_GENES = 10, 8, 10, 377
 
 # the tissue ---------------------------------------------------------------------------------------------------------
 
@@ -141,10 +141,32 @@ def features(adata, folder: Path, arguments: argparse.Namespace) -> Callable[[],
     return write
 
 
+def expression(adata, folder: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
+    import numpy as np
+    from anndata import AnnData
+    from scipy.sparse import csr_matrix, vstack
+
+    import nichekd as nk
+
+    rng = np.random.default_rng(3)
+    rate = rng.gamma(0.3, 1.0, (N_CLASSES, N_GENES)).astype(np.float32)
+    classes = adata.obs["cell_class"].to_numpy()
+    blocks = np.array_split(classes, -(-len(classes) // 10_000))
+    counts = vstack([csr_matrix(rng.poisson(rate[block]).astype(np.float32)) for block in blocks], format="csr")
+    cells = AnnData(X=counts, obs=adata.obs[["split"]], obsm={"spatial": adata.obsm["spatial"]})
+    return lambda: nk.pp.expression_features(cells, device=arguments.device)
+
+
 def nolan(adata, folder: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
     import nichekd as nk
 
     return lambda: nk.tl.nolan(adata, K, use_rep="X_latent", device=arguments.device)
+
+
+def histology_nolan(adata, folder: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
+    import nichekd as nk
+
+    return lambda: nk.tl.histology_nolan(adata, K, use_rep="X_image", device=arguments.device)
 
 
 def distill(adata, folder: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
@@ -179,16 +201,20 @@ STEPS: dict[str, tuple[Callable[..., Callable[[], Any]], str]] = {
     "neighborhoods": (neighborhoods, "`pp.neighborhoods`"),
     "crops": (crops, "`pp.histology_features`, all but the encoder"),
     "features": (features, "writing the feature store"),
+    "expression": (expression, "`pp.expression_features`, scVI of 377 genes"),
     "nolan": (nolan, "`tl.nolan`"),
     "distill": (distill, "`tl.distill`"),
     "predict": (predict, "`tl.predict_niches`"),
+    "histology_nolan": (histology_nolan, "`tl.histology_nolan`"),
     "leiden": (leiden, "`tl.histology_leiden`"),
 }
 COMPILED = {"radius", "neighborhoods"}  # numba's, once a machine
 _FIT = ("lightning.fabric", "sklearn.cluster", "sklearn.covariance", "sklearn.decomposition", "nichekd.tl._fit")
 IMPORTED = {  # before the clock runs
     "crops": ("torch", "nichekd.models", "spatialdata", "nichekd.io._tile_readers"),
+    "expression": ("scvi", "lightning.pytorch"),
     "nolan": (*_FIT, "nichekd.tl._nolan_fit"),
+    "histology_nolan": (*_FIT, "nichekd.tl._nolan_fit"),
     "distill": _FIT,
     "predict": _FIT,
     "leiden": ("scanpy", "igraph", "leidenalg", "pynndescent", "sklearn.decomposition", "sklearn.neighbors"),
