@@ -238,7 +238,9 @@ def test_missing_keys_say_what_there_is(spots):
         KeyError, match=r"obsm\['q05'\] is missing; obsm has .*cell_abundance.*neighborhood_composition"
     ):
         train(spots, abundance_key="q05")
-    with pytest.raises(KeyError, match=r"obsm\['X_uni2'\] is missing.*X_image.*histology_features.*use_rep="):
+    with pytest.raises(KeyError, match=r"obsm\['X_uni2'\] is missing.*X_image.*histology_features"):
+        train(spots, use_rep="X_uni2")
+    with pytest.raises(TypeError, match="no image"):
         nk.tl.cuca(spots, abundance_key="cell_abundance")
     with pytest.raises(KeyError, match=r"layers\['counts'\] is missing"):
         train(spots, layer="counts")

@@ -265,8 +265,10 @@ def test_embedding_needs_a_model_and_its_features(cells, trained):
     model = trained[1]
     with pytest.raises(TypeError, match=r"model is a str.*AlignedEncoder\.load"):
         nk.tl.embed_histology(cells, "folder")
-    with pytest.raises(KeyError, match=r"name some by use_rep=. obsm has"):
-        nk.tl.embed_histology(cells, model)
+    without = cells.copy()
+    del without.obsm["X_image"]
+    with pytest.raises(KeyError, match=r"trained on obsm\['X_image'\].*use_rep=. obsm has"):
+        nk.tl.embed_histology(without, model)
     with pytest.raises(KeyError, match="X_none"):
         nk.tl.embed_histology(cells, model, use_rep="X_none")
     with pytest.raises(ValueError, match=r"has 2 features; the model reads 8"):

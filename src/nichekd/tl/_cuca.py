@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nichekd._abundance import abundance_of
 from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import get_table
@@ -24,7 +25,7 @@ def cuca(
     data: AnnData | SpatialData,
     *,
     abundance_key: str,
-    use_rep: str = "X_uni2",
+    use_rep: str | None = None,
     layer: str | None = None,
     library_key: str | None = None,
     align: Align | None = "infonce",
@@ -60,7 +61,7 @@ def cuca(
         ``obsm`` key of the abundances, (n, K): of :func:`nichekd.pp.neighborhood_composition`, or a deconvolution's
         such as cell2location's.
     use_rep
-        ``obsm`` key of the image features of :func:`nichekd.pp.histology_features`.
+        ``obsm`` key of the image features; default: those written last, or those of ``nk.settings.encoder``.
     layer
         Of the raw counts; ``X`` if left out. They are scaled to the median total of the training cells, log(1 + x).
     library_key
@@ -115,20 +116,24 @@ def cuca(
     >>> nk.pp.split(sdata)
     >>> nk.pp.histology_features(sdata, encoder="color")
     >>> nk.pp.neighborhood_composition(sdata, cell_type_key="cell_type", radius=27.5)
-    >>> model = nk.tl.cuca(sdata, abundance_key="cell_abundance", use_rep="X_color")  # doctest: +SKIP
+    >>> model = nk.tl.cuca(sdata, abundance_key="cell_abundance")  # doctest: +SKIP
     """
     from nichekd.models._cuca import CucaObjective
     from nichekd.tl._cuca_fit import fit_cuca
     from nichekd.tl._cuca_images import CropRows, encode_crops
     from nichekd.tl._cuca_settings import CucaSettings
     from nichekd.tl._cuca_setup import build_model, read_inputs, training_data
+    from nichekd.tl._inputs import image_rep
     from nichekd.tl._loop import make_fabric, seeded
 
     started = time.perf_counter()
     fit = fit or CucaSettings()
     weights = _check_options(align, loss_weights)
-    Keys.check_added(key_added, abundance_key, use_rep)
     adata = get_table(data, table_key)
+    Keys.check_added(key_added, abundance_key, *filter(None, [use_rep]))
+    abundance_of(adata, abundance_key)  # before crops are encoded
+    use_rep = image_rep(data, use_rep, device=device, table_key=table_key)
+    Keys.check_added(key_added, use_rep)
     inputs = read_inputs(
         adata, abundance_key=abundance_key, use_rep=use_rep, layer=layer, split_key=split_key,
         n_genes=None if align is None else n_genes,

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from nichekd._abundance import abundance_of
-from nichekd._keys import Keys, Split
-from nichekd._record import notes, plain
+from nichekd._keys import Split
 from nichekd._resolve import split_of
 from nichekd.models import AbundanceModel, CucaConfig, Whiten
 from nichekd.models._abundance_model import AbundanceConfig, adapted_encoder
@@ -20,6 +19,7 @@ from nichekd.tl._cuca_fit import CucaData, FeatureRows
 from nichekd.tl._cuca_images import CropRows, crop_reader
 from nichekd.tl._cuca_inputs import log_normalized
 from nichekd.tl._inputs import features_of
+from nichekd.tl._recorded_features import record_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -85,7 +85,7 @@ def read_inputs(
             f"All {len(abundance.types)} types are constant over the {len(train):,} training cells: there is nothing to "
             "learn. Choose another abundance_key= or split."
         )
-    return CucaInputs(abundance, genes, features, train, plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {})))
+    return CucaInputs(abundance, genes, features, train, record_of(adata, use_rep))
 
 
 def build_model(

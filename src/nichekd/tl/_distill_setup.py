@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from nichekd._keys import Keys, Split
-from nichekd._record import notes, plain
 from nichekd._resolve import get_table, split_of
 from nichekd.tl._inputs import check_n_niches, features_of, image_rep, neighborhood_index
 from nichekd.tl._lesson_checks import check_lesson, check_sizes, check_teacher_has, check_temperature
 from nichekd.tl._neighborhood_means import neighborhood_means
+from nichekd.tl._recorded_features import record_of
 from nichekd.tl._teacher import Teacher, resolve_teacher
 
 if TYPE_CHECKING:
@@ -142,8 +142,7 @@ def new_student(
     from nichekd.models import NeighborhoodConfig, NicheStudent
     from nichekd.models._student import StudentConfig
 
-    # of features that were not made here their key is all there is to know
-    described = plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {"use_rep": use_rep}))
+    described = record_of(adata, use_rep)
     config = StudentConfig(
         n_features=features.shape[1],
         network=NeighborhoodConfig.preset(preset, min(n_components, features.shape[1]), **sizes),

@@ -128,10 +128,8 @@ def _features(
 
         reader = crop_reader(data, model.config.features, table_key=table_key)
         return encode_crops(reader, model.encoder.to(make_fabric(device).device)), None
-    wanted = model.config.features
-    if use_rep is None and "encoder" not in wanted:  # features that were the user's own
-        use_rep = str(model.config.training["use_rep"])
     key, features = features_for(
-        data, wanted, model.config.network.n_features, use_rep=use_rep, device=device, table_key=table_key
-    )
+        data, model.config.features, model.config.network.n_features, use_rep=use_rep, device=device,
+        table_key=table_key,
+    )  # fmt: skip
     return features, key

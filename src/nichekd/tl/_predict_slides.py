@@ -79,9 +79,8 @@ def predict_slides(
     adata = get_table(data, table_key)
     slides = {None: np.arange(adata.n_obs)} if library_key is None else cells_of_libraries(adata, library_key)
     config = model.config
-    wanted = {name: value for name, value in config.features.items() if name != "use_rep"}
     key, features = features_for(
-        data, wanted, config.n_features, use_rep=use_rep or config.features["use_rep"], device=device,
+        data, config.features, config.n_features, use_rep=use_rep or config.features["use_rep"], device=device,
         table_key=table_key,
     )  # fmt: skip
     where = make_fabric(device).device

@@ -11,7 +11,6 @@ import torch
 from scipy import sparse
 
 from nichekd._keys import Keys
-from nichekd._record import notes, plain
 from nichekd._resolve import get_table
 from nichekd._sections import library_names
 from nichekd.models._rank_by_gene import Branch, RankByGeneNetwork
@@ -19,6 +18,7 @@ from nichekd.pp._libraries import side_by_side
 from nichekd.pp._log_normalize import expression_layer, log_normalized, panel_columns
 from nichekd.tl._inputs import features_of, image_rep
 from nichekd.tl._rank_by_gene_data import FeatureViews, Task
+from nichekd.tl._recorded_features import record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -151,8 +151,7 @@ def frozen_task(
     student = Branch(rows.shape[1], fit.n_out, dropout=fit.dropout)
     network = network_of(student, rows, read, fit, momentum, seed)
     views = FeatureViews(rows, student.standardize.mean.clone(), fit.feature_dropout)
-    features = plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {}))
-    return Made(network, task_of(adata, views, read, library), features, use_rep)
+    return Made(network, task_of(adata, views, read, library), record_of(adata, use_rep), use_rep)
 
 
 def network_of(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nichekd._keys import Keys
-from nichekd._record import notes
+from nichekd._record import notes, plain
 from nichekd._resolve import get_table
 from nichekd._units import MPP_TOLERANCE
 
@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 KIND = ("encoder", "fingerprint", "crop_px", "mode", "stride_px", "stain")  # what features of one kind agree in
 ALIGNED = "rank_by_gene"  # the encoder of features that nk.tl.embed_histology wrote
 UNRECORDED = ("stain",)  # of these, those that are not recorded where there are none
+
+
+def record_of(adata: AnnData, use_rep: str) -> dict[str, Any]:
+    """What was recorded of ``obsm[use_rep]``, for a model that reads it; of features not made here, their key alone."""
+    return plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {})) or {"use_rep": use_rep}
 
 
 def find_or_make(
@@ -40,8 +45,7 @@ def find_or_make(
     data
         Cells.
     wanted
-        What the model recorded of the features it was trained on: of those that were not made here ``use_rep``, their
-        key, at most.
+        What the model recorded of the features it was trained on, see :func:`record_of`; empty if it does not know.
     encoder
         The encoder itself, where the model carries it.
     device, table_key

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nichekd._keys import Keys
-from nichekd._record import notes, plain, record
+from nichekd._record import record
 from nichekd._resolve import get_table
 from nichekd._sections import cells_of_libraries
 from nichekd.tl._inputs import features_of, image_rep
+from nichekd.tl._recorded_features import record_of
 from nichekd.tl._slides import training_slides, value_of_slides
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def slide_classifier(
         d_model=fit.d_model,
         d_attention=fit.d_attention,
         dropout=fit.dropout,
-        features=plain(notes(adata).get(Keys.FEATURES, {}).get(use_rep, {})) | {"use_rep": use_rep},
+        features=record_of(adata, use_rep) | {"use_rep": use_rep},
         training={"n_slides": len(train), "seed": seed, "label_key": label_key},
     )
     with seeded(seed):
