@@ -4,7 +4,8 @@
 
 SECTION is a folder with ``cells.h5ad`` (counts, centres in µm, and ``obsm["teacher_logits"]`` of a teacher with 10
 niches, or one is trained) and ``he.ome.tif``; the leftmost quarter of its cells is taken. One teacher and one set of
-frozen features; students of three seeds each way: their loss by epoch, and agreement with the teacher on the test strip.
+frozen features; students of three seeds each way: their loss by epoch, and agreement with the teacher on the test
+strip.
 """
 
 from __future__ import annotations

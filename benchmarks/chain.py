@@ -2,19 +2,20 @@
 
     python benchmarks/chain.py --cells 10000 100000 1000000 --features 1536 --peers
 
-Cells are strewn at the density of tissue over squares of 600 µm, listed square by square as an assay lists its fields of
-view. Their classes are drawn with odds that depend on the domain of tissue they lie in, so that there are niches to
+Cells are strewn at the density of tissue over squares of 600 µm, listed square by square as an assay lists its fields
+of view. Their classes are drawn with odds that depend on the domain of tissue they lie in, so that there are niches to
 find. Expression is a latent of 10 dimensions, class mean and noise; image features, likewise class mean and noise, are
 written block by block, float16, into a feature store as nk.pp.histology_features makes it, in the order of its curve.
-All steps after that read them from there. The step `crops` is nk.pp.histology_features itself, over the bundled H&E laid
-side by side until it covers all cells, with an encoder that costs nothing: what is left is decoding, cutting and storing.
+All steps after that read them from there. The step `crops` is nk.pp.histology_features itself, over the bundled H&E
+laid side by side until it covers all cells, with an encoder that costs nothing: what is left is decoding, cutting and
+storing.
 
 Each step is a process of its own, which reads what the steps before wrote. Time is that of the public call, after what
 it imports, and after a call on a small tissue where it compiles something; peak memory is that of the whole process,
 interpreter and data included. Peers run on the same cells: squidpy's radius graph; and for prediction a plain network
 of the same weights that projects all features of every neighbor (neighborhood_transformer.py), timed on some cells and
-multiplied up. What the result file has already is not run again, unless by --again. On a machine that is busy with other
-work, --figure cpu_seconds tells more than the clock does.
+multiplied up. What the result file has already is not run again, unless by --again. On a machine that is busy with
+other work, --figure cpu_seconds tells more than the clock does.
 """
 
 from __future__ import annotations

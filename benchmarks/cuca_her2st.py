@@ -3,8 +3,8 @@
     python benchmarks/cuca_her2st.py ../shared/data/her2st
 
 Nobody counted cells there. Abundances are how much of the mean expression profile of each of her2st's expression
-clusters a spot's expression holds, by non-negative least squares, with profiles of the training sections alone. All four
-sections are of one patient: this is transfer between sections, not between patients.
+clusters a spot's expression holds, by non-negative least squares, with profiles of the training sections alone. All
+four sections are of one patient: this is transfer between sections, not between patients.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     python benchmarks/cuca_niches.py section.h5ad --runs section-evaluation/runs --keep kept
 
 Compositions within the radius the types were counted in are averaged over each cell's neighborhood (the graph of the
-teacher), clustered into K by k-means on training cells, and compared with the teacher's niches on the test strip; beside
-them the student that was distilled from that teacher, on the same cells, and, as the ceiling of this way, the true
-composition clustered alike. Runs are those of pancreas_section.py, a teacher and a student a seed.
+teacher), clustered into K by k-means on training cells, and compared with the teacher's niches on the test strip;
+beside them the student that was distilled from that teacher, on the same cells, and, as the ceiling of this way, the
+true composition clustered alike. Runs are those of pancreas_section.py, a teacher and a student a seed.
 """
 
 from __future__ import annotations

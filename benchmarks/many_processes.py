@@ -2,11 +2,11 @@
 
     python benchmarks/many_processes.py --runs 3
 
-On the bundled section, on CPU, one thread a process, so that a machine of two cores shows it. Features: the same call of
-nk.pp.histology_features with client= over 1 and 2 workers of a dask.distributed.LocalCluster. Training: nk.tl.distill
-with devices=1 and devices=2 in scripts of their own; the time of an epoch is what a training of some epochs takes longer
-than one of a single epoch before it, so that starting the processes, and what is done once, drop out. The two take
-turns. A call with --steps keeps what the result file has of the others.
+On the bundled section, on CPU, one thread a process, so that a machine of two cores shows it. Features: the same call
+of nk.pp.histology_features with client= over 1 and 2 workers of a dask.distributed.LocalCluster. Training:
+nk.tl.distill with devices=1 and devices=2 in scripts of their own; the time of an epoch is what a training of some
+epochs takes longer than one of a single epoch before it, so that starting the processes, and what is done once, drop
+out. The two take turns. A call with --steps keeps what the result file has of the others.
 """
 
 from __future__ import annotations

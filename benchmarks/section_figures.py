@@ -2,10 +2,10 @@
 
     python benchmarks/section_figures.py SECTION section-evaluation
 
-SECTION is the folder that ``pancreas_section.py`` was given, and the other one what it wrote; it has to have finished. Draws the niches, the
-compositions and the bars of agreement with floors and ceilings into ``docs/_static``, and writes to
-``results/section_probabilities.json``, of the test strip: how entropy differs between the borders of niches and their
-inside, and the accuracy of the surest cells (risk against coverage).
+SECTION is the folder that ``pancreas_section.py`` was given, and the other one what it wrote; it has to have finished.
+Draws the niches, the compositions and the bars of agreement with floors and ceilings into ``docs/_static``, and writes
+to ``results/section_probabilities.json``, of the test strip: how entropy differs between the borders of niches and
+their inside, and the accuracy of the surest cells (risk against coverage).
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ osmFISH (Codeluppi et al. 2018): 33 genes; a pathologist's eye drew 11 regions. 
 on; ARI and NMI are over those of an annotated region ("Excluded" is none). Of cells at the very same place the first is
 kept. Coordinates are in pixels of 0.065 µm.
 
-Ours, and k-means on the same scVI latent (of a cell; of its neighborhood, 50 cells), run once a seed. squidpy's flavours
-get the best chance that was found for them: several graphs and inputs each, of which the best ARI (of the mean over
-seeds) is shown, a choice made with the truth that ours does not get; where Leiden decides on the number of niches, that
-of a grid of resolutions is taken that is nearest 11. Flavour spatialleiden needs a package of its own and is left out
-where it is missing.
+Ours, and k-means on the same scVI latent (of a cell; of its neighborhood, 50 cells), run once a seed. squidpy's
+flavours get the best chance that was found for them: several graphs and inputs each, of which the best ARI (of the mean
+over seeds) is shown, a choice made with the truth that ours does not get; where Leiden decides on the number of niches,
+that of a grid of resolutions is taken that is nearest 11. Flavour spatialleiden needs a package of its own and is left
+out where it is missing.
 """
 
 from __future__ import annotations

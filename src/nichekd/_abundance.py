@@ -55,8 +55,8 @@ def abundance_of(adata: AnnData, key: str, *, run: str = "nk.pp.neighborhood_com
     TypeError
         If it holds something else than numbers.
     ValueError
-        If there is no cell or type; if types repeat, or have names that no file can hold; if its rows are other cells' or names of cells repeat, so that
-        nobody can tell; if a value is NaN, infinite or negative.
+        If there is no cell or type; if types repeat, or have names that no file can hold; if its rows are other cells'
+        or names of cells repeat, so that nobody can tell; if a value is NaN, infinite or negative.
     """
     try:
         table = require(adata, "obsm", key, run=run)

@@ -25,9 +25,9 @@ def demo(
 ) -> None:
     """Learn niches from gene expression and find them again in H&E, on a real section that ships with the package.
 
-    Eight minutes of one processor core. Writes **result.zarr** (a SpatialData), **student/** (weights, config, model card),
-    **niches.png** (H&E, teacher, student, two baselines) and **agreement.csv** (ARI and NMI against the teacher on the
-    test strip, by method and K), and prints that table.
+    Eight minutes of one processor core. Writes **result.zarr** (a SpatialData), **student/** (weights, config, model
+    card), **niches.png** (H&E, teacher, student, two baselines) and **agreement.csv** (ARI and NMI against the teacher
+    on the test strip, by method and K), and prints that table.
 
     For example:
 

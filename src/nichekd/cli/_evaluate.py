@@ -27,21 +27,56 @@ def evaluate(
     ],
     image: opt.Image = None,
     mpp: opt.Mpp = None,
-    n_niches: Annotated[list[int] | None, typer.Option("-K", "--n-niches", help="Number of niches; give it once for each. Default: 10 and 20.", show_default=False)] = None,
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Seed; give it once for each. Default: 0, 1 and 2.", show_default=False)] = None,
-    cell_type_key: Annotated[str | None, typer.Option("--cell-type-key", help="obs column with cell types, for the composition divergence.", show_default=False)] = None,
-    annotation_key: Annotated[str | None, typer.Option("--annotation-key", help="obs column with a pathologist's annotation, for the probe.", show_default=False)] = None,
+    n_niches: Annotated[
+        list[int] | None,
+        typer.Option(
+            "-K", "--n-niches", help="Number of niches; give it once for each. Default: 10 and 20.", show_default=False
+        ),
+    ] = None,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option("--seed", help="Seed; give it once for each. Default: 0, 1 and 2.", show_default=False),
+    ] = None,
+    cell_type_key: Annotated[
+        str | None,
+        typer.Option(
+            "--cell-type-key", help="obs column with cell types, for the composition divergence.", show_default=False
+        ),
+    ] = None,
+    annotation_key: Annotated[
+        str | None,
+        typer.Option(
+            "--annotation-key", help="obs column with a pathologist's annotation, for the probe.", show_default=False
+        ),
+    ] = None,
     encoder: opt.Encoder = None,
     weights: opt.Weights = None,
     use_rep: opt.UseRep = None,
-    methods: Annotated[list[str] | None, typer.Option("--method", help="Row of the tables; give it once for each. Default: all but the ablations (see nk.tl.evaluate).", show_default=False)] = None,
-    gene_aware: Annotated[str, typer.Option("--gene-aware", help="Where the gene-aware encoder starts: small_cnn, efficientnet_lite0, uni2, or a model of timm.")] = "efficientnet_lite0",
-    gene_aware_weights: Annotated[Path | None, typer.Option("--gene-aware-weights", help="Weights file of that start.", show_default=False)] = None,
-    gene_aware_lora: Annotated[bool, typer.Option("--gene-aware-lora", help="Train adapters in a vision transformer instead of all of it.")] = False,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            help="Row of the tables; give it once for each. Default: all but the ablations (see nk.tl.evaluate).",
+            show_default=False,
+        ),
+    ] = None,
+    gene_aware: Annotated[
+        str,
+        typer.Option(
+            "--gene-aware",
+            help="Where the gene-aware encoder starts: small_cnn, efficientnet_lite0, uni2, or a model of timm.",
+        ),
+    ] = "efficientnet_lite0",
+    gene_aware_weights: Annotated[
+        Path | None, typer.Option("--gene-aware-weights", help="Weights file of that start.", show_default=False)
+    ] = None,
+    gene_aware_lora: Annotated[
+        bool, typer.Option("--gene-aware-lora", help="Train adapters in a vision transformer instead of all of it.")
+    ] = False,
     n_teachers: Annotated[int, typer.Option("--n-teachers", help="Seeds whose consensus each teacher is.")] = 1,
     device: opt.Device = None,
     table_key: opt.Table = "table",
-) -> None:  # fmt: skip
+) -> None:
     """Judge student, baselines, floors and ceiling on held-out tissue (`nk.tl.evaluate`).
 
     Writes evaluation.csv and its parts: agreement.csv, composition.csv, probe.csv, calibration.csv.
@@ -64,9 +99,10 @@ def evaluate(
     cells = data if many else _data.read(data, image, mpp=mpp)
     table = nk.tl.evaluate(
         cells, K=n_niches or (10, 20), seeds=seeds or (0, 1, 2), cell_type_key=cell_type_key,
-        annotation_key=annotation_key, use_rep=use_rep, encoder=encoder, weights=weights, methods=methods, gene_aware=gene_aware,
-        gene_aware_weights=gene_aware_weights, gene_aware_lora=nk.models.LoraSettings() if gene_aware_lora else None, n_teachers=n_teachers,
-        out=out, device=device, table_key=table_key,
+        annotation_key=annotation_key, use_rep=use_rep, encoder=encoder, weights=weights, methods=methods,
+        gene_aware=gene_aware, gene_aware_weights=gene_aware_weights,
+        gene_aware_lora=nk.models.LoraSettings() if gene_aware_lora else None, n_teachers=n_teachers, out=out,
+        device=device, table_key=table_key,
     )  # fmt: skip
     shown = [
         name

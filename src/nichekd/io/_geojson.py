@@ -27,8 +27,8 @@ def read_polygons(path: str | Path) -> GeoDataFrame:
 
     Returns
     -------
-    A row a feature: ``geometry``, polygons or multipolygons, made valid where they cross themselves; ``classification``,
-    the name of its class, ``None`` without.
+    A row a feature: ``geometry``, polygons or multipolygons, made valid where they cross themselves;
+    ``classification``, the name of its class, ``None`` without.
 
     Raises
     ------

@@ -25,8 +25,8 @@ def slide(path: str | Path, *, mpp: float | None = None, image_key: str = "he") 
     Parameters
     ----------
     path
-        Aperio .svs, .ndpi, .mrxs or another slide that OpenSlide reads, OME-TIFF, tiled TIFF, the folder of an OME-Zarr,
-        JPEG or PNG. It stays on disk.
+        Aperio .svs, .ndpi, .mrxs or another slide that OpenSlide reads, OME-TIFF, tiled TIFF, the folder of an
+        OME-Zarr, JPEG or PNG. It stays on disk.
     mpp
         µm per pixel of the full resolution. ``None``: as the file's metadata say. Given, it overrules them.
     image_key

@@ -78,7 +78,8 @@ def write_geojson(
     KeyError
         If the table, ``key``, ``shapes_key`` or ``image_key`` is missing.
     ValueError
-        If none of the cells is in the shapes; if pixels are not known: an ``AnnData`` without ``mpp``; a ``SpatialData`` with it, or whose image can't be used.
+        If none of the cells is in the shapes; if pixels are not known: an ``AnnData`` without ``mpp``; a
+        ``SpatialData`` with it, or whose image can't be used.
     """
     import shapely
 

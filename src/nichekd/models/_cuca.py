@@ -161,9 +161,9 @@ class CucaObjective(nn.Module):
     n_genes
         Genes of the gene branch.
     align
-        ``"rmse"``, as published, between z, which is never negative, and g, which may be; ``"infonce"``, the contrastive
-        loss both ways, or ``"cosine"``, 1 − cosine, between linear maps of both into a space of their own; ``None``: no
-        gene branch, the first term alone.
+        ``"rmse"``, as published, between z, which is never negative, and g, which may be; ``"infonce"``, the
+        contrastive loss both ways, or ``"cosine"``, 1 − cosine, between linear maps of both into a space of their own;
+        ``None``: no gene branch, the first term alone.
     weights
         :math:`\lambda_1, \lambda_2, \lambda_3`.
     temperature

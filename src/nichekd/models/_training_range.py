@@ -25,7 +25,8 @@ class TrainingRange(nn.Module):
 
     with x the mean of a neighborhood's whitened features, :math:`\mu_k` that of the training cells of niche k, and
     :math:`\Sigma` the covariance within niches: the Mahalanobis distance of :cite:`Lee2018`. A mean of n cells that are
-    fewer than training's :math:`\bar n` varies more, and no more than as much as whitened cells, which have covariance I.
+    fewer than training's :math:`\bar n` varies more, and no more than as much as whitened cells, which have covariance
+    I.
 
     Means and a covariance are kept, not training cells themselves, among which the nearest would have to be found: they
     are as small for a million cells as for a thousand, and a student that is shared carries nobody's cells.
@@ -76,12 +77,12 @@ class TrainingRange(nn.Module):
             Parts of the tissue, (n,). The limit is the distance of cells of one part from the others, because cells
             share neighborhoods with those beside them, and would look nearer than new tissue of the same kind.
         lone
-            Cells whose neighborhoods hardly overlap, (n,): the covariance is theirs. To shrink it by how many there are,
-            they have to be counted once.
+            Cells whose neighborhoods hardly overlap, (n,): the covariance is theirs. To shrink it by how many there
+            are, they have to be counted once.
         held
             Cells that neither the features' encoder nor the student learned from, (n,), if there are some: the limit is
-            their distance from the others where that is the larger one, since features of an encoder that was trained on
-            this very tissue spread less there than on new tissue of the same kind.
+            their distance from the others where that is the larger one, since features of an encoder that was trained
+            on this very tissue spread less there than on new tissue of the same kind.
         before
             Range of the sections that the student was trained on earlier, which goes on to be in range.
         """

@@ -21,8 +21,8 @@ def places(adata: AnnData, shown: NDArray[np.bool_]) -> tuple[NDArray[np.float64
     """Where the cells ``shown`` are drawn, µm, (m, 2), and whether sections were moved apart.
 
     Sections, by the column that :func:`nichekd.pp.neighborhoods` or :func:`nichekd.pp.split` was given, keep their
-    places where their boxes do not touch, as those of a tissue microarray. Otherwise each is moved as a whole, to rows of
-    a square grid in the order of the table.
+    places where their boxes do not touch, as those of a tissue microarray. Otherwise each is moved as a whole, to rows
+    of a square grid in the order of the table.
     """
     xy = centres_um(adata)[shown]
     library_key = recorded_library(adata)

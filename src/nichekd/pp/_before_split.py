@@ -30,8 +30,8 @@ FITTED: Final = (
 def warn_of_older(adata: AnnData, labels: NDArray[np.str_], key: str) -> None:
     """Warn of a graph that may cross the new split, and of networks that may have seen its test cells.
 
-    A radius that was estimated goes, for test cells had a say in it; one that was given stays. A split that ``obs[key]``
-    holds already makes nothing old.
+    A radius that was estimated goes, for test cells had a say in it; one that was given stays. A split that
+    ``obs[key]`` holds already makes nothing old.
     """
     if key in adata.obs and np.array_equal(adata.obs[key].astype(str), labels):
         return

@@ -126,9 +126,9 @@ def histology_features(
     Returns
     -------
     Nothing, or the copy. Writes ``obsm["X_<encoder>"]``, float16 (n, F); ``uns["nichekd"]["features"]`` under that
-    key: encoder, fingerprint, weights, licence, mode, crop, mpp, precision, image; and ``uns["nichekd"]["use_rep"]``, the
-    key, which ``nk.tl`` takes for ``use_rep=None``. An :class:`nichekd.models.Encoder` that is handed in is known by its
-    name for the rest of the session.
+    key: encoder, fingerprint, weights, licence, mode, crop, mpp, precision, image; and ``uns["nichekd"]["use_rep"]``,
+    the key, which ``nk.tl`` takes for ``use_rep=None``. An :class:`nichekd.models.Encoder` that is handed in is known
+    by its name for the rest of the session.
 
     Warns
     -----

@@ -95,9 +95,9 @@ def neighborhood_composition(
     KeyError
         If a column or ``obsm["spatial"]`` is missing, or there is no image ``image_key``.
     ValueError
-        If ``radius`` or ``spot_distance`` is not a positive number, no cell has a type, a type's name can't be a column of
-        a file (a slash), ``key_added`` holds the centres, no spot holds a cell, the
-        genes of spots are not raw counts, or spots have several images to lie on and none is named.
+        If ``radius`` or ``spot_distance`` is not a positive number, no cell has a type, a type's name can't be a column
+        of a file (a slash), ``key_added`` holds the centres, no spot holds a cell, the genes of spots are not raw
+        counts, or spots have several images to lie on and none is named.
 
     Examples
     --------

@@ -83,7 +83,8 @@ def split(
         If ``n_strips``, ``test_strip`` or ``crop_px`` is not a whole number.
     ValueError
         If there are fewer than two strips, or no such strip; if crops are asked for and µm per pixel is not known; if
-        no training or no test cell is left; if a cell has no section; or whatever is wrong with the centres or the image.
+        no training or no test cell is left; if a cell has no section; or whatever is wrong with the centres or the
+        image.
 
     Warns
     -----

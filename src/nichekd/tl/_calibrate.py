@@ -40,9 +40,9 @@ def calibrate(
     Temperature scaling :cite:`Guo2017`: probabilities become :math:`\mathrm{softmax}(a / (\tau c))`, where
     :math:`\tau` is the distillation's temperature, and the factor :math:`c` makes the reference's labels most likely.
     It has to prove itself on tissue that it was not found on: the cells are cut into four blocks of tissue, and factors
-    found on two of them are judged on the other two, by the likelihood of the labels, for all choices of two. The factor
-    of all cells is drawn towards 1, to the power 0, 0.25, 0.5, 0.75 or 1, by as much as does best there: where none
-    helps, :math:`c = 1`. Labels stay as they are.
+    found on two of them are judged on the other two, by the likelihood of the labels, for all choices of two. The
+    factor of all cells is drawn towards 1, to the power 0, 0.25, 0.5, 0.75 or 1, by as much as does best there: where
+    none helps, :math:`c = 1`. Labels stay as they are.
 
     Parameters
     ----------
@@ -68,7 +68,8 @@ def calibrate(
     The factor :math:`c`, over 1 if the student was too sure, 1 if none helps. Writes it to
     ``student.config.calibration``, and anew ``obsm["student_proba"]`` and ``obs["niche_entropy"]``.
     ``uns["nichekd"]["calibrate"]`` has the factor; ``gain``, by how much factors so drawn raised the mean
-    log-likelihood in nats where they were not found; and the expected calibration error on these cells before and after.
+    log-likelihood in nats where they were not found; and the expected calibration error on these cells before and
+    after.
 
     Raises
     ------
@@ -76,7 +77,8 @@ def calibrate(
         If the reference, the logits or the record of what was held out is missing.
     ValueError
         If the reference has niches that the student does not know, or labels none of these cells; if the table's rows
-        were changed since the student was distilled, or the cells held out are another student's; if the logits are not of this student's niches, or not finite.
+        were changed since the student was distilled, or the cells held out are another student's; if the logits are not
+        of this student's niches, or not finite.
     """
     from scipy.special import softmax
 
@@ -146,8 +148,8 @@ def proven_temperature(
 
     Returns
     -------
-    The temperature, and by how much temperatures so drawn raised the mean log-likelihood on the halves of the tissue that
-    they were not found on, nats a cell; 1 and 0 where none did, or where there are cells for no four blocks.
+    The temperature, and by how much temperatures so drawn raised the mean log-likelihood on the halves of the tissue
+    that they were not found on, nats a cell; 1 and 0 where none did, or where there are cells for no four blocks.
     """
     if len(xy) < N_BLOCKS:
         return 1.0, 0.0

@@ -105,7 +105,8 @@ def cuca(
     ValueError
         If abundances are NaN, negative, of other rows, or of no or repeated types; if the counts are none, or names of
         genes repeat; if fewer than two training cells are left, or all types are constant in them; if a library is in
-        training and validation, or fewer than three cells validate; if ``key_added`` is what is read; if ``align`` or ``loss_weights`` are none; if ``lora`` meets no ViT.
+        training and validation, or fewer than three cells validate; if ``key_added`` is what is read; if ``align`` or
+        ``loss_weights`` are none; if ``lora`` meets no ViT.
     ImportError
         If ``lora`` is given and peft is not installed.
 

@@ -53,7 +53,8 @@ def log_normalized(adata: AnnData, layer: str | None, train: NDArray[np.bool_], 
     KeyError
         If the layer is missing.
     ValueError
-        If the values are not raw counts, names of genes repeat, ``n_genes`` is below 1, or no training cell has a count.
+        If the values are not raw counts, names of genes repeat, ``n_genes`` is below 1, or no training cell has a
+        count.
     """
     if n_genes < 1:
         raise ValueError(f"n_genes={n_genes}; it has to be at least 1. For a model without genes, align=None.")

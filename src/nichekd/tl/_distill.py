@@ -110,9 +110,10 @@ def distill(
     TypeError
         If K, ``devices`` or ``num_nodes`` is no whole number, ``student`` no student, or ``sizes`` no network's.
     ValueError
-        If the features are not of the ``student``'s kind, or the teacher's niches not its own; if K is not the teacher's, if the teacher's rows are not the cells, if no training cell has a target, or the
-        temperature is not positive; if ``devices`` or ``num_nodes`` is below 1, or not what the processes were started
-        for, or features or teacher are missing with several; if ``key_added`` is the teacher's or a baseline's.
+        If the features are not of the ``student``'s kind, or the teacher's niches not its own; if K is not the
+        teacher's, if the teacher's rows are not the cells, if no training cell has a target, or the temperature is not
+        positive; if ``devices`` or ``num_nodes`` is below 1, or not what the processes were started for, or features or
+        teacher are missing with several; if ``key_added`` is the teacher's or a baseline's.
     RuntimeError
         If several processes are asked for in a notebook.
 

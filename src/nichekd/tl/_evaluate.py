@@ -64,8 +64,8 @@ def evaluate(
     ----------
     data
         Cells with counts, centres, and an H&E image or image features. Or many data sets: a mapping from names to
-        these, to paths, or to functions that return one, a sequence of paths, or a folder with ``NAME.zarr``, or ``NAME.h5ad`` beside an image of the
-        same name; they are read one at a time.
+        these, to paths, or to functions that return one, a sequence of paths, or a folder with ``NAME.zarr``, or
+        ``NAME.h5ad`` beside an image of the same name; they are read one at a time.
     K
         Numbers of niches.
     seeds
@@ -114,15 +114,15 @@ def evaluate(
     Returns
     -------
     A row per K and method: ``key``, ``role`` (``"method"``, ``"baseline"``, ``"floor"``, ``"ceiling"``, ``"ablation"``;
-    ``"reference"`` is the teacher, which the probe alone can judge), and as mean and standard deviation (``<score>_sd``)
-    over seeds ``ARI``, ``NMI``, ``JSD``, ``macro_f1``, and of students ``KL``, the divergence of the teacher's soft
-    answer from theirs in nats, ``ECE``, ``Brier`` and the latter two ``_calibrated``;
-    ``p_value``, the largest of the seeds; ``n_matched`` and ``n_unmatched``, ``seconds``, ``n_cells``, ``n_seeds``.
-    With many data sets a row per ``dataset``, and of ``dataset="mean"`` mean and standard deviation over data sets.
-    Writes features and split to ``data`` where they were missing, ``uns["nichekd"]["evaluate"]``, and to ``out``
-    this table, ``evaluation.csv``, and its parts ``agreement.csv``, ``composition.csv``, ``probe.csv`` and
-    ``calibration.csv``; the scores of each seed, ``runs.csv``; and what the niches of each teacher are, ``teachers.csv``,
-    see :func:`nichekd.tl.niche_summary`.
+    ``"reference"`` is the teacher, which the probe alone can judge), and as mean and standard deviation
+    (``<score>_sd``) over seeds ``ARI``, ``NMI``, ``JSD``, ``macro_f1``, and of students ``KL``, the divergence of the
+    teacher's soft answer from theirs in nats, ``ECE``, ``Brier`` and the latter two ``_calibrated``; ``p_value``, the
+    largest of the seeds; ``n_matched`` and ``n_unmatched``, ``seconds``, ``n_cells``, ``n_seeds``. With many data sets
+    a row per ``dataset``, and of ``dataset="mean"`` mean and standard deviation over data sets. Writes features and
+    split to ``data`` where they were missing, ``uns["nichekd"]["evaluate"]``, and to ``out`` this table,
+    ``evaluation.csv``, and its parts ``agreement.csv``, ``composition.csv``, ``probe.csv`` and ``calibration.csv``; the
+    scores of each seed, ``runs.csv``; and what the niches of each teacher are, ``teachers.csv``, see
+    :func:`nichekd.tl.niche_summary`.
 
     Raises
     ------

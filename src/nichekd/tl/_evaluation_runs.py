@@ -105,7 +105,8 @@ class Evaluation:
             table = self._scratch(reps, seed)
             run = Run(
                 table, n_niches, seed, dict(reps) | {SHUFFLED: SHUFFLED_REP},
-                {"split_key": self.plan.split_key, "device": self.plan.device}, self.plan.fit, self.plan.nolan_fit, self.plan.n_teachers,
+                {"split_key": self.plan.split_key, "device": self.plan.device}, self.plan.fit, self.plan.nolan_fit,
+                self.plan.n_teachers,
             )  # fmt: skip
             self._teach(folder, name, run)
             bar.update()

@@ -15,8 +15,8 @@ class FitSettings:
         Passes over the training cells at most, and cells a step; by default 24 of 256, or, of 30,000 cells or more, 16
         of 512: they need fewer passes.
     block_cells
-        Cells of a batch that lie side by side, and share their neighbors: fewer cost more and may teach a little better;
-        1 takes random cells.
+        Cells of a batch that lie side by side, and share their neighbors: fewer cost more and may teach a little
+        better; 1 takes random cells.
     min_steps
         Steps at least before it may stop: a small section has few in an epoch.
     learning_rate, weight_decay, clip, warmup

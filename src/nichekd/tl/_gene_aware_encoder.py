@@ -112,7 +112,8 @@ def gene_aware_encoder(
         If ``target``, ``teacher``, the image or a named split is missing.
     ValueError
         If there is no such encoder, it shows no maps at strides 8, 16 and 32 and is no ViT, or takes no crops of
-        ``crop_px``; if ``mpp`` is no resolution or ``stain`` no normalisation; if ``lora`` meets no ViT, too few blocks, or no weights; if the targets are NaN.
+        ``crop_px``; if ``mpp`` is no resolution or ``stain`` no normalisation; if ``lora`` meets no ViT, too few
+        blocks, or no weights; if the targets are NaN.
     TypeError
         If ``sdata`` is no ``SpatialData``, ``encoder`` no name, or ``lora`` no settings.
     FileNotFoundError
@@ -177,7 +178,8 @@ def gene_aware_encoder(
     remember_encoder(ready, overwrite=True)
     record(
         adata, "gene_aware_encoder", seconds=time.perf_counter() - started, encoder=encoder, target=target, seed=seed,
-        n_clusters=n_clusters, crop_px=reader.crop_px, mpp=reader.mpp, stain=stain, teacher=teacher, weights=None if weights is None else str(weights),
+        n_clusters=n_clusters, crop_px=reader.crop_px, mpp=reader.mpp, stain=stain, teacher=teacher,
+        weights=None if weights is None else str(weights),
         lora=None if lora is None else vars(lora), fingerprint=ready.fingerprint, history=history.arrays(),
     )  # fmt: skip
     return ready

@@ -35,8 +35,8 @@ def niche_summary(
 
     The coherence of a niche is the mean share of its cells' neighbors that are of the same niche, :math:`\frac{1}{n_k}
     \sum_{i \in k} |\{j \in N_i : z_j = k\}| / |N_i|`; that of cells at random is the niche's share of all cells.
-    Markers are the genes that tell the niche's cells from the rest best, by the z-score of Wilcoxon's test on log-normalised
-    counts.
+    Markers are the genes that tell the niche's cells from the rest best, by the z-score of Wilcoxon's test on
+    log-normalised counts.
 
     Parameters
     ----------
