@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nichekd.models._stain import CropAugmentation
+from nichekd.tl._settings_ranges import WithRanges
 
 
 @dataclass(frozen=True)
-class CucaSettings:
+class CucaSettings(WithRanges):
     """How CUCA is trained.
 
     Attributes

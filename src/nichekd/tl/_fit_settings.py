@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nichekd.tl._settings_ranges import WithRanges
+
 MANY_CELLS = 30_000
 
 
 @dataclass(frozen=True)
-class FitSettings:
+class FitSettings(WithRanges):
     """How a student is trained.
 
     Attributes

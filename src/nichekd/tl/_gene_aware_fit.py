@@ -17,6 +17,7 @@ from nichekd.models._stain import CropAugmentation
 from nichekd.tl._batches import ENOUGH_TO_HOLD_BACK, taught_parts
 from nichekd.tl._gene_aware_crops import CropSampler
 from nichekd.tl._loop import BestEpoch, History, make_fabric, warm_cosine
+from nichekd.tl._settings_ranges import WithRanges
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -33,7 +34,7 @@ CHECKED_CELLS = 1_000  # of those held back; more tell epochs apart no better, a
 
 
 @dataclass(frozen=True)
-class GeneAwareSettings:
+class GeneAwareSettings(WithRanges):
     """How a gene-aware encoder is trained.
 
     Attributes

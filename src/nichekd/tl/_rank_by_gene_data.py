@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from nichekd.tl._settings_ranges import WithRanges
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,7 +23,7 @@ SCALES = ("neighborhood", "slide", "across")
 
 
 @dataclass(frozen=True)
-class RankByGeneSettings:
+class RankByGeneSettings(WithRanges):
     """How an aligned encoder is trained.
 
     Attributes

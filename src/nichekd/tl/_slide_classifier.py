@@ -13,6 +13,7 @@ from nichekd._resolve import get_table
 from nichekd._sections import cells_of_libraries
 from nichekd.tl._inputs import features_of, image_rep
 from nichekd.tl._recorded_features import record_of
+from nichekd.tl._settings_ranges import WithRanges
 from nichekd.tl._slides import training_slides, value_of_slides
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SlideSettings:
+class SlideSettings(WithRanges):
     """How a slide classifier is trained.
 
     Attributes
