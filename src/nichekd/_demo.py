@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nichekd._files import written
 from nichekd._keys import Keys
 from nichekd._settings import settings
 
@@ -185,11 +185,10 @@ class _Chain:
         plt.close(pl.niches(self.sdata, keys=keys, titles=TITLES, save=self.out / FIGURE))
 
     def save(self) -> None:
-        """result.zarr, student/ and agreement.csv."""
-        for folder in (self.out / RESULT, self.out / STUDENT):
-            if folder.exists():
-                shutil.rmtree(folder)
-        self.sdata.write(self.out / RESULT)
+        """result.zarr, student/ and agreement.csv; those of an earlier run go when the new ones are whole."""
+        with written(self.out / RESULT) as new:
+            self.sdata.write(new)
         if self.student is not None:
-            self.student.save(self.out / STUDENT)
+            with written(self.out / STUDENT) as new:
+                self.student.save(new)
         self.table.to_csv(self.out / TABLE, index=False)
