@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
+import nichekd as nk
 from nichekd.cli import _data
 from nichekd.cli._split import split_tissue
 
@@ -85,8 +86,16 @@ def test_split_of_a_table_keeps_apart_the_crops_that_its_features_are_of(table):
     }
     split_tissue(table, use_rep=None, table_key="table")
     assert table.uns["nichekd"]["split"]["buffer_um"] == 8
+    table.obsm["X_wide"] = table.obsm.pop("X_mine")
     split_tissue(table, use_rep="X_wide", table_key="table")
     assert table.uns["nichekd"]["split"]["buffer_um"] == 16
+
+
+def test_split_of_cells_on_their_image_does_so_too():
+    sdata = nk.datasets.simulate(300, K=2, seed=0, mpp=0.5)
+    nk.pp.histology_features(sdata, encoder="color", crop_px=32, mpp=1.0)
+    split_tissue(sdata, use_rep=None, table_key="table")
+    assert sdata["table"].uns["nichekd"]["split"]["crop_px"] == 64
 
 
 def test_split_of_a_table_with_features_of_unknown_origin_says_that_it_has_no_buffer(table, caplog):

@@ -318,3 +318,11 @@ def test_unknown_table(adata):
     sdata = nk.io.paired(adata, np.zeros((801, 801, 3), dtype=np.uint8), mpp=MPP)
     with pytest.raises(KeyError, match=r"no table 'cells'; it has \['table'\]"):
         nk.pp.split(sdata, table_key="cells")
+
+
+def test_features_that_see_more_than_the_split_leaves():
+    sdata = nk.datasets.simulate(300, K=2, seed=0, mpp=0.5)
+    nk.pp.histology_features(sdata, encoder="color", crop_px=32, mpp=1.0)  # 64 px of the image
+    with pytest.warns(UserWarning, match=r"obsm\['X_color'\] 32 µm.*split by crop_px=64"):
+        nk.pp.split(sdata, crop_px=16)
+    nk.pp.split(sdata, crop_px=64)

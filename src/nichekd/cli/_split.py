@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,24 +16,27 @@ log = logging.getLogger(__name__)
 def split_tissue(cells: AnnData | SpatialData, *, use_rep: str | None, table_key: str) -> None:
     """Split by :func:`nichekd.pp.split`, between the crops that the features, ``use_rep`` or the last ones, are of.
 
-    Without an image, what was noted of the features says how large their crops are; features of unknown origin leave
-    no buffer, and a warning.
+    What was noted of the features says how much of the image they see; where there are none yet, crops are those of
+    ``nk.pp.histology_features`` by default. Without an image, features of unknown origin leave no buffer, and a warning.
     """
     from nichekd import pp
-    from nichekd._image import has_image
+    from nichekd._image import get_image, has_image
     from nichekd._keys import Keys
     from nichekd._record import notes
     from nichekd._resolve import get_table
+    from nichekd.pp._overlap import seen_um
 
+    adata = get_table(cells, table_key)
+    rep = use_rep or notes(adata).get(Keys.LAST_REP)
+    about = notes(adata).get(Keys.FEATURES, {}).get(rep, {})
+    seen = seen_um(about)
+    if seen is not None:
+        image = get_image(cells, adata, image_key=about.get("image")) if has_image(cells) else None  # type: ignore[arg-type]
+        mpp = float(about["mpp"]) if image is None else image.mpp
+        pp.split(cells, crop_px=math.ceil(seen / mpp - 1e-6), mpp=mpp, table_key=table_key)
+        return
     if has_image(cells):
         pp.split(cells, table_key=table_key)
-        return
-    known = notes(get_table(cells, table_key))
-    rep = use_rep or known.get(Keys.LAST_REP)
-    about = known.get(Keys.FEATURES, {}).get(rep, {})
-    if "crop_px" in about and "mpp" in about:
-        side_px = int(about["crop_px"]) + int(about.get("stride_px", 0))  # of the pixels that a cell's features are of
-        pp.split(cells, crop_px=side_px, mpp=float(about["mpp"]), table_key=table_key)
         return
     log.warning(
         "There is no image, and nichekd did not make the features: the split leaves no buffer between training and test "

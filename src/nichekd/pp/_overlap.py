@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from nichekd._keys import Keys
 from nichekd._record import notes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
 
     from nichekd._image import CellImage
@@ -41,3 +44,24 @@ def warn_if_crops_overlap(adata: AnnData, image: CellImage, *, side_px: float, m
         UserWarning,
         stacklevel=stacklevel,
     )
+
+
+def seen_um(about: Mapping[str, Any]) -> float | None:
+    """Side of the tissue that features are of, µm, by their record; ``None`` where it does not tell."""
+    if "crop_px" not in about or "mpp" not in about:
+        return None
+    return (int(about["crop_px"]) + int(about.get("stride_px") or 0)) * float(about["mpp"])
+
+
+def warn_of_wider_features(adata: AnnData, *, room_um: float, mpp: float) -> None:
+    """Warn where features that are there already see more than a new split leaves between training and test cells."""
+    known = {key: seen_um(about) for key, about in notes(adata).get(Keys.FEATURES, {}).items() if key in adata.obsm}
+    wider = {key: seen for key, seen in known.items() if seen is not None and seen > room_um + mpp / 2}
+    if wider:
+        shown = ", ".join(f"obsm[{key!r}] {seen:.0f} µm" for key, seen in wider.items())
+        warnings.warn(
+            f"Features see more of the image than the {room_um:.0f} µm that this split leaves between training and test "
+            f"cells: {shown}. So that none sees tissue of both, split by crop_px={math.ceil(max(wider.values()) / mpp)}.",
+            UserWarning,
+            stacklevel=3,
+        )

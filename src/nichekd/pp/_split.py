@@ -14,6 +14,7 @@ from nichekd._resolve import get_table, working_copy
 from nichekd._units import check_mpp, warn_if_pixels
 from nichekd.pp._before_split import warn_of_older
 from nichekd.pp._libraries import centres_by_library
+from nichekd.pp._overlap import warn_of_wider_features
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -90,7 +91,8 @@ def split(
     -----
     UserWarning
         If centres seem to be in pixels and there is no image to check them against; if there is a neighborhood graph,
-        which does not know of the new split, or a network that was trained before it.
+        which does not know of the new split, or a network that was trained before it; if there are image features that
+        see more of the image than the split leaves between training and test cells.
 
     Examples
     --------
@@ -117,6 +119,8 @@ def split(
     labels, buffer_um, min_distance_px = _label(is_test, distance_um, centre_px, crop_px, mpp)
 
     warn_of_older(adata, labels, key_added)
+    if min_distance_px is not None and mpp is not None:
+        warn_of_wider_features(adata, room_um=min_distance_px * mpp, mpp=mpp)
     adata.obs[key_added] = pd.Categorical(labels, categories=list(Split.ALL))
     counts = {name: int(np.count_nonzero(labels == name)) for name in Split.ALL}
     record(
