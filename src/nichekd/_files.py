@@ -22,26 +22,39 @@ def written(path: Path, *, durable: bool = False) -> Iterator[Path]:
         Its last suffix stays the last, for writers that go by it.
     durable
         Wait until the file is on disk: after a power cut there is the old one or the new one.
+
+    Raises
+    ------
+    IsADirectoryError
+        If a file was written, and ``path`` is a folder, which stays.
     """
-    new = unfinished(path)
+    new, old = unfinished(path), path.with_name(f".{path.stem}.nichekd-old{path.suffix}")
+    if not path.exists() and old.exists():
+        old.rename(path)  # a process was killed while a folder took another's place
     remove(new)  # of a process that was killed
     try:
         yield new
+        if path.is_dir() and not new.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; a file can't take its place. Name another file.")
     except BaseException:
         remove(new)
         raise
     if durable:
         flush(new)
-    if path.is_dir() or new.is_dir():
-        remove(path)  # a folder takes nothing's place
-    new.replace(path)
+    if new.is_dir() and path.exists():  # no folder takes a place at one stroke
+        remove(old)
+        path.rename(old)
+        new.rename(path)
+        remove(old)
+    else:
+        new.replace(path)
     if durable:
         flush(path.parent)
 
 
 def unfinished(path: Path) -> Path:
-    """What :func:`written` calls ``path`` until it is whole."""
-    return path.with_name(f"{path.stem}.new{path.suffix}")
+    """What :func:`written` calls ``path`` until it is whole: a name that nobody else gives a file."""
+    return path.with_name(f".{path.stem}.nichekd-new{path.suffix}")
 
 
 @contextmanager

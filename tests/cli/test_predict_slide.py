@@ -106,7 +106,7 @@ def test_report_says_what_there_is(finished, clinic):
     for said in (
         "color (42 features)",
         "32 px at 0.5 µm per pixel",
-        "not calibrated",
+        "found no factor that helps",
         "by watershed",
         "not for diagnosis",
     ):

@@ -84,3 +84,19 @@ def test_it_says_what_was_not_checked_and_whose_weights_they_are(predicted, tmp_
     assert "whether the slide is like it was not checked" in page
     assert "CC-BY-NC-ND" in page
     assert "unlike training" not in page
+
+
+@pytest.mark.parametrize("license_name", ["cc-by-nc-4.0", "CC BY-NC 4.0"])
+def test_it_names_the_licence_that_it_is(predicted, tmp_path, unpictured, license_name):
+    sdata, student = predicted
+    student.configure(features=student.config.features | {"encoder": "vit_mine", "license": license_name})
+    page = report_of(sdata, student, tmp_path / "r.html")
+    assert f"vit_mine is licensed {license_name}" in page
+    assert "UNI2" not in page
+
+
+def test_it_does_not_say_that_a_stain_was_compared_that_nobody_saw(predicted, tmp_path, unpictured):
+    sdata, student = predicted
+    del sdata["table"].obs["niche_ood_stain"]
+    page = report_of(sdata, student, tmp_path / "r.html")
+    assert "Stain and resolution were not compared" in page

@@ -127,7 +127,7 @@ def test_info_on_a_student(clinic, nichekd):
     assert found["image encoder"] == "color (42 features)"
     assert found["crop"] == "32 px at 0.5 µm per pixel, 16 µm wide"
     assert found["neighborhood radius"] == f"{student.config.radius:.2f} µm"
-    assert "not calibrated" in found["probabilities"]
+    assert "calibrate has not run, or found no factor" in found["probabilities"]
 
 
 def test_info_names_a_licence_that_binds(clinic, nichekd, tmp_path):

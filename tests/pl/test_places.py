@@ -62,3 +62,11 @@ def test_all_maps_do_so():
     nk.pp.split(adata, crop_px=0, library_key="slide")
     parts = [np.asarray(found.get_offsets()) for found in nk.pl.split(adata).axes[0].collections]
     assert len(np.unique(np.concatenate(parts), axis=0)) == 2 * N
+
+
+def test_sections_on_one_image_stay_on_it(tmp_path):
+    adata = several([(0, 0), (60, 30)])  # their boxes overlap
+    sdata = nk.io.paired(adata, np.full((200, 400, 3), 200, dtype=np.uint8), mpp=0.5)
+    fig = nk.pl.niches(sdata)
+    assert [ax.get_title() for ax in fig.axes] == ["H&E", "Student (H&E only)"]
+    assert np.array_equal(np.asarray(fig.axes[1].collections[0].get_offsets()), adata.obsm["spatial"])

@@ -172,14 +172,6 @@ def test_features_of_another_length(student, cells):
 
 
 @pytest.mark.filterwarnings("ignore:.*cells look unlike:UserWarning")  # other niches, drawn with another seed
-def test_other_features_are_made_anew(student):
-    sdata = nk.datasets.simulate(60, K=2, seed=1)
-    nk.pp.histology_features(sdata, encoder="color", crop_px=32)
-    nk.tl.predict_niches(sdata, student)
-    assert sdata["table"].uns["nichekd"]["features"]["X_color"]["crop_px"] == 64
-
-
-@pytest.mark.filterwarnings("ignore:.*cells look unlike:UserWarning")  # other niches, drawn with another seed
 def test_resamples_to_the_students_resolution(student):
     sdata = nk.datasets.simulate(60, K=2, seed=1, mpp=0.5)
     nk.tl.predict_niches(sdata, student)
@@ -222,6 +214,32 @@ def test_features_that_were_brought_along_are_found_by_their_key(lesson, cells):
     del cells.obsm["X_mine"]
     with pytest.raises(KeyError, match=r"trained on obsm\['X_mine'\].*missing here.*use_rep="):
         nk.tl.predict_niches(cells, student)
+
+
+def test_features_of_another_crop_are_left_where_they_are(student):
+    sdata = nk.datasets.simulate(250, K=2, seed=0)
+    nk.pp.histology_features(sdata, encoder="color", crop_px=32)
+    small = sdata["table"].obsm["X_color"].copy()
+    nk.tl.predict_niches(sdata, student)
+    adata = sdata["table"]
+    np.testing.assert_array_equal(adata.obsm["X_color"], small)
+    assert adata.uns["nichekd"]["predict_niches"]["use_rep"] == "X_color_2"
+    assert adata.uns["nichekd"]["features"]["X_color_2"]["crop_px"] == 64
+    del sdata["table"].obs["niche"]
+    nk.tl.predict_niches(sdata, student)  # and found there
+    assert "X_color_3" not in adata.obsm
+
+
+def test_a_slide_is_not_segmented_for_a_student_that_cannot_read_it(student, slide, monkeypatch):
+    from spatialdata import SpatialData
+
+    monkeypatch.setattr(nk.pp, "segment_nuclei", None)
+    bare = SpatialData(images=dict(slide.images))
+    own = NicheStudent(replace(student.config, features={"use_rep": "X_mine"}))
+    with pytest.raises(KeyError, match=r"read obsm\['X_mine'\], and this slide has no table.*use_rep="):
+        nk.tl.predict_niches(bare, own)
+    with pytest.raises(ValueError, match="'gone', which is not here"):
+        nk.tl.predict_niches(bare, of_another_kind(student, encoder="gone"))
 
 
 def test_table_without_an_image(student):

@@ -73,3 +73,25 @@ def test_sections_put_together_keep_what_is_known_of_their_features():
     slide = nk.datasets.simulate(300, K=2, seed=7)
     nk.tl.predict_niches(slide, student)
     assert "X_color" in slide["table"].obsm
+
+
+def test_radius_and_composition_are_of_each_section(two):
+    adata = two.copy()
+    adata.obs["kind"] = adata.obs["niche_teacher"]
+    alone = adata[:HALF].copy()
+    del alone.uns["nichekd"]["split"]["library_key"]
+    assert nk.pp.estimate_radius(adata) == pytest.approx(nk.pp.estimate_radius(alone), rel=0.05)
+    for cells in (adata, alone):
+        nk.pp.neighborhood_composition(cells, cell_type_key="kind", radius=30)
+    found, wanted = (cells.obsm["cell_abundance"][:HALF].to_numpy() for cells in (adata, alone))
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.* of the cells look unlike:UserWarning")
+def test_an_evaluation_keeps_sections_apart(two):
+    adata = two.copy()
+    adata.obsm["X_scVI"] = adata.obsm["X_latent"]
+    settings = {"fit": FitSettings(max_epochs=1, min_steps=0, n_components=2, validation=0)}
+    settings["nolan_fit"] = nk.models.NolanSettings(n_steps=2, n_warm_start=2, batch_size=32)
+    table = nk.tl.evaluate(adata, K=2, seeds=0, use_rep="X_latent", methods=["niche_histology_nolan"], **settings)
+    assert table["n_cells"].tolist() == [int((adata.obs["split"] == "test").sum())]

@@ -9,11 +9,6 @@ if TYPE_CHECKING:
 
     from nichekd.models import NicheStudent
 
-NON_COMMERCIAL = (
-    "UNI2-h is licensed CC-BY-NC-ND 4.0: a student of its features is a derivative, for non-commercial research only, "
-    "and so is what it maps."
-)
-
 
 def student_facts(student: NicheStudent) -> dict[str, str]:
     """What its model card says, and what it remembers of its training; by name, in the order to be read."""
@@ -22,7 +17,9 @@ def student_facts(student: NicheStudent) -> dict[str, str]:
     facts["neighborhood radius"] = f"{config.radius:.2f} µm"
     calibrated = config.calibration != 1
     facts["probabilities"] = (
-        f"calibrated, factor {config.calibration:.3g}" if calibrated else "not calibrated (nk.tl.calibrate has not run)"
+        f"calibrated, factor {config.calibration:.3g}"
+        if calibrated
+        else "as trained: nk.tl.calibrate has not run, or found no factor that helps"
     ) + f"; temperature {config.temperature:.3g}"
     facts["training"] = _training(config.training) or "not recorded"
     known = config.training_range
@@ -34,6 +31,21 @@ def student_facts(student: NicheStudent) -> dict[str, str]:
         parts.append(f"images of {_span(known['mpp'], '.4g')} µm per pixel")
     facts["training tissue"] = ", ".join(parts)
     return facts
+
+
+def license_notice(student: NicheStudent) -> str | None:
+    """What a non-commercial licence of the encoder's weights asks; ``None`` where it is no such."""
+    from nichekd.models._card_features import is_non_commercial
+
+    features = student.config.features
+    if not is_non_commercial(features):
+        return None
+    encoder = features.get("encoder")
+    name, licence = ("UNI2-h", "CC-BY-NC-ND 4.0") if encoder == "uni2" else (encoder, features["license"])
+    return (
+        f"The image encoder {name} is licensed {licence}: a student of its features is a derivative, for non-commercial "
+        "research only, and so is what it maps."
+    )
 
 
 def _features(student: NicheStudent) -> dict[str, str]:

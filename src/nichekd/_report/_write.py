@@ -15,9 +15,8 @@ from nichekd._keys import Keys
 from nichekd._record import notes, plain
 from nichekd._report._html import facts_table, notices, number, percent, picture, shares_table, tiles
 from nichekd._report._numbers import NO_NICHE, niche_table
-from nichekd._report._student_facts import NON_COMMERCIAL, student_facts
+from nichekd._report._student_facts import license_notice, student_facts
 from nichekd._resolve import get_table
-from nichekd.models._card_features import is_non_commercial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,20 +81,19 @@ def write_report(
     The path. Pictures are inside the file; nothing is fetched when it is opened, and nothing runs.
     """
     adata = get_table(sdata, table_key)
+    licence = license_notice(student)
     table = niche_table(adata, key)
     fields = {
         "slide": escape(_name(run.slide)),
         "about": escape(
             f"Student {run.student} · {datetime.now().astimezone():%Y-%m-%d %H:%M %Z} · nichekd {version('nichekd')}"
         ),
-        "warnings": _warnings(student, run.warnings),
+        "warnings": _warnings(student, run.warnings, saw_stain=Keys.ood_stain(key) in adata.obs),
         "tiles": tiles(_summary(adata, table, student, key)),
         "shares": shares_table(table),
         **_pictures(sdata, adata, student, image, key, table_key),
         "student": facts_table({"student": run.student} | student_facts(student)),
-        "licence": notices([NON_COMMERCIAL], kind="warn", title="Licence")
-        if is_non_commercial(student.config.features)
-        else "",
+        "licence": "" if licence is None else notices([licence], kind="warn", title="Licence"),
         "run": facts_table(_run_facts(adata, image, run)),
         "steps": _steps(adata),
     }
@@ -104,13 +102,19 @@ def write_report(
     return path
 
 
-def _warnings(student: NicheStudent, said: Sequence[str]) -> str:
+def _warnings(student: NicheStudent, said: Sequence[str], *, saw_stain: bool) -> str:
+    """What is to be read first: what was found, or what was looked at and is fine."""
     if said:
         return notices(said, kind="warn", title="Read this first")
     if student.training_range is None:
         unknown = "This student does not remember its training tissue: whether the slide is like it was not checked."
         return notices([unknown], kind="warn", title="Read this first")
-    fine = "Look of the tissue, stain, resolution and cell density are within what the student was trained on."
+    seen, unseen = (
+        ("Look of the tissue, stain, resolution and cell density", "")
+        if saw_stain
+        else ("Look of the tissue and cell density", " Stain and resolution were not compared: nobody noted the image.")
+    )
+    fine = f"{seen} are within what the student was trained on.{unseen}"
     return notices([fine], kind="fine", title="No warnings")
 
 

@@ -78,14 +78,14 @@ def train(
     _data.check_free(results, overwrite=overwrite, inputs=[data, image])
     cells = _data.read(data, image, mpp=mpp)
     if split and not spots:
-        split_tissue(cells, use_rep=use_rep, table_key=table_key)
+        split_tissue(cells, use_rep=use_rep, library_key=library_key, table_key=table_key)
     if cell_type_key is not None:
         made = nk.pp.neighborhood_composition(
             cells, cell_type_key=cell_type_key, radius=radius, spots=spots, library_key=library_key, table_key=table_key
         )
         cells = made if made is not None else cells
     if split and spots:
-        split_tissue(cells, use_rep=use_rep, table_key=table_key)
+        split_tissue(cells, use_rep=use_rep, library_key=library_key, table_key=table_key)
     adata = get_table(cells, table_key)
     last = notes(adata).get("use_rep")
     if encoder is not None or (use_rep is None and last is None):

@@ -99,14 +99,14 @@ def _format_of(path: Path) -> str:
 def describe_student(path: Path) -> Facts:
     """What it finds, and in what."""
     from nichekd._report import student_facts
-    from nichekd._report._student_facts import NON_COMMERCIAL
+    from nichekd._report._student_facts import license_notice
     from nichekd.models import NicheStudent
-    from nichekd.models._card_features import is_non_commercial
 
     student = NicheStudent.load(path)
     n_parameters = sum(parameter.numel() for parameter in student.parameters())
     facts = {"what": f"student, {n_parameters:,} parameters"} | student_facts(student)
-    return facts | ({"note": NON_COMMERCIAL} if is_non_commercial(student.config.features) else {})
+    notice = license_notice(student)
+    return facts if notice is None else facts | {"note": notice}
 
 
 def describe_store(path: Path) -> Facts:

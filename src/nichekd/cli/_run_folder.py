@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MAP, CELLS, GEOJSON, RESULT, REPORT = "niches.png", "cells.parquet", "niches.geojson", "result.zarr", "report.html"
 RESULTS = (MAP, CELLS, GEOJSON, RESULT, REPORT)
-RUN, NEW_RUN, WORK, LOCK = "run.json", "run.new.json", "work", "run.lock"
+RUN, NEW_RUN, WORK, LOCK = "run.json", ".run.nichekd-new.json", "work", "run.lock"
 NUCLEI, FEATURES = "nuclei.zarr", "features"  # in WORK; what a killed run leaves to the next
 UNFINISHED = (
     NUCLEI,

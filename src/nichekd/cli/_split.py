@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def split_tissue(cells: AnnData | SpatialData, *, use_rep: str | None, table_key: str) -> None:
+def split_tissue(
+    cells: AnnData | SpatialData, *, use_rep: str | None, table_key: str, library_key: str | None = None
+) -> None:
     """Split by :func:`nichekd.pp.split`, between the crops that the features, ``use_rep`` or the last ones, are of.
 
     What was noted of the features says how much of the image they see; where there are none yet, crops are those of
@@ -33,14 +35,14 @@ def split_tissue(cells: AnnData | SpatialData, *, use_rep: str | None, table_key
     if seen is not None:
         image = get_image(cells, adata, image_key=about.get("image")) if has_image(cells) else None  # type: ignore[arg-type]
         mpp = float(about["mpp"]) if image is None else image.mpp
-        pp.split(cells, crop_px=math.ceil(seen / mpp - 1e-6), mpp=mpp, table_key=table_key)
+        pp.split(cells, crop_px=math.ceil(seen / mpp - 1e-6), mpp=mpp, library_key=library_key, table_key=table_key)
         return
     if has_image(cells):
-        pp.split(cells, table_key=table_key)
+        pp.split(cells, library_key=library_key, table_key=table_key)
         return
     log.warning(
         "There is no image, and nichekd did not make the features: the split leaves no buffer between training and test "
         "cells (crop_px=0). If the features are of crops wider than a cell, both sides see the same tissue at the border; "
         "name the IMAGE after the cells for a split that keeps them apart."
     )
-    pp.split(cells, crop_px=0, table_key=table_key)
+    pp.split(cells, crop_px=0, library_key=library_key, table_key=table_key)

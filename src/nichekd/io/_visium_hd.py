@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BINNED = "binned_outputs"
+IMAGES = (".tif", ".tiff", ".btf", ".jpg", ".jpeg", ".png", ".svs", ".ndpi", ".zarr")
 COUNTS, POSITIONS, SCALES = "filtered_feature_bc_matrix.h5", "tissue_positions.parquet", "scalefactors_json.json"
 PLACE = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
 
@@ -100,7 +101,8 @@ def _bins(root: Path, bin_um: int) -> Path:
 
 def _image(root: Path) -> Path:
     """The image at full resolution, if it is where Space Ranger's examples have it."""
-    found = sorted([*root.glob("microscope_image/*.*"), *root.glob("*tissue_image.*")])
+    there = [*root.glob("microscope_image/*.*"), *root.glob("*tissue_image.*")]
+    found = sorted(path for path in there if path.suffix.lower() in IMAGES and not path.name.startswith("."))
     if len(found) != 1:
         raise FileNotFoundError(
             f"{root} has {len(found)} images at full resolution (microscope_image/*, *tissue_image.*). Hand in the one "

@@ -39,8 +39,7 @@ import nichekd as nk
 
 model = nk.models.AbundanceModel.load("this/folder")
 sdata = nk.io.paired(cells, "slide.svs")  # cells or spots: AnnData, centres in µm
-nk.pp.histology_features(sdata, encoder="{encoder}")
-nk.tl.predict_abundance(sdata, model)
+{own_features}nk.tl.predict_abundance(sdata, model)
 ```
 
 ## Limits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nichekd.models._card_features import crop_of, derivative_note, license_id
+from nichekd.models._card_features import crop_of, derivative_note, license_id, own_features
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ import nichekd as nk
 
 student = nk.models.NicheStudent.load("this/folder")  # or NicheStudent.from_pretrained("OWNER/NAME")
 sdata = nk.io.slide("slide.svs")  # or nk.io.paired(cells, "slide.svs"), cells: AnnData, centres in µm
-nk.tl.predict_niches(sdata, student)
+{own_features}nk.tl.predict_niches(sdata, student)
 ```
 
 Intended for research on H&E of the tissue, stain and scanner that it was trained on: to map niches where there is no
@@ -113,6 +113,7 @@ def student_card(config: StudentConfig, *, brings_encoder: bool = False) -> str:
         probabilities=f"calibrated, factor {config.calibration:.3g}" if config.calibration != 1 else "not calibrated",
         metrics=_metrics(config.metrics),
         derivative=derivative_note(features),
+        own_features=own_features(features),
     )
 
 

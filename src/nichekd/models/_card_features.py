@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ NON_COMMERCIAL_IDS = ("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0")  # a
 
 def is_non_commercial(features: Mapping[str, Any]) -> bool:
     """Whether the licence of the encoder's weights, as recorded with its features, forbids commercial use."""
-    return features.get("encoder") == "uni2" or "nc" in str(features.get("license", "")).lower().split("-")
+    return features.get("encoder") == "uni2" or "nc" in re.split("[^a-z]+", str(features.get("license", "")).lower())
 
 
 def license_id(features: Mapping[str, Any]) -> str:
@@ -48,6 +49,14 @@ def crop_of(features: Mapping[str, Any]) -> str:
     return f"{crop}, stain normalised by {features['stain']}" if features.get("stain") else crop
 
 
+def own_features(features: Mapping[str, Any]) -> str:
+    """A line of the example: what has to be there where nichekd did not make the features; empty where it did."""
+    if "encoder" in features:
+        return ""
+    key = features.get("use_rep", "X_…")
+    return f'# beforehand: sdata["table"].obsm["{key}"], features made as those of the training; nichekd did not make them\n'
+
+
 def common_facts(features: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, str]:
     """What the cards of all models but students tell alike, by the names in their templates."""
     return {
@@ -57,4 +66,5 @@ def common_facts(features: Mapping[str, Any], training: Mapping[str, Any]) -> di
         "crop": crop_of(features),
         "training": ", ".join(f"{name}: {value}" for name, value in training.items()) or "not recorded",
         "derivative": derivative_note(features),
+        "own_features": own_features(features),
     }

@@ -55,8 +55,8 @@ def niches(
     """The slide and the niches of each method side by side, matched niches in one colour.
 
     The test cells are framed where a strip or a box holds them; where none does, the other cells are drawn paler.
-    Sections of one table that lie on top of each other, told apart by the ``library_key`` of
-    :func:`nichekd.pp.neighborhoods` or :func:`nichekd.pp.split`, are drawn side by side, without their slides.
+    Sections of a table without an image that lie on top of each other, told apart by the ``library_key`` of
+    :func:`nichekd.pp.neighborhoods` or :func:`nichekd.pp.split`, are drawn side by side.
 
     Parameters
     ----------
@@ -103,9 +103,9 @@ def niches(
     shown = niche_keys(adata, keys, reference=reference, with_reference=True)
     reference = reference if reference in adata.obs else shown[0]
     mask = subset_mask(adata, subset, split_key=split_key)
-    xy, are_moved = places(adata, mask)
+    xy, _ = places(data, adata, mask)
     colors = shared_colors(adata, shown, reference=reference)
-    image = None if are_moved else slide_of(data, adata, image_key=image_key, figure="pl.niches")
+    image = slide_of(data, adata, image_key=image_key, figure="pl.niches")
     split = adata.obs[split_key].astype(str).to_numpy()[mask] if split_key in adata.obs else None
     names = {key: title_of(key) for key in shown} | {"H&E": image_title(adata)} | dict(titles or {})
 

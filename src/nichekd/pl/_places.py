@@ -13,21 +13,24 @@ from nichekd._sections import library_codes, recorded_library
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+    from spatialdata import SpatialData
 
 GAP = 0.08  # between sections, in sides of the largest
 
 
-def places(adata: AnnData, shown: NDArray[np.bool_]) -> tuple[NDArray[np.float64], bool]:
+def places(data: AnnData | SpatialData, adata: AnnData, shown: NDArray[np.bool_]) -> tuple[NDArray[np.float64], bool]:
     """Where the cells ``shown`` are drawn, µm, (m, 2), and whether sections were moved apart.
 
     Sections, by the column that :func:`nichekd.pp.neighborhoods` or :func:`nichekd.pp.split` was given, keep their
     places where their boxes do not touch, as those of a tissue microarray. Otherwise each is moved as a whole, to rows
     of a square grid in the order of the table.
     """
+    from nichekd._image import has_image
+
     xy = centres_um(adata)[shown]
     library_key = recorded_library(adata)
-    if library_key is None or library_key not in adata.obs:
-        return xy, False
+    if library_key is None or has_image(data) or library_key not in adata.obs or adata.obs[library_key].isna().any():
+        return xy, False  # on an image, all have their place
     _, section = np.unique(library_codes(adata, library_key)[shown], return_inverse=True)
     boxes = [(xy[section == one].min(axis=0), xy[section == one].max(axis=0)) for one in range(section.max() + 1)]
     low, high = (np.array(corner) for corner in zip(*boxes, strict=True))  # (n_sections, 2) each

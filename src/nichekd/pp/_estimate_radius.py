@@ -11,6 +11,7 @@ from nichekd._image import has_image
 from nichekd._keys import Keys, Split
 from nichekd._record import notes, record
 from nichekd._resolve import get_table, split_of
+from nichekd._sections import recorded_library
 from nichekd._units import as_number, nearest_distances, warn_if_pixels
 from nichekd.pp._grid import count_near, make_grid
 from nichekd.pp._libraries import centres_by_library, side_by_side
@@ -58,7 +59,8 @@ def estimate_radius(
     split_key
         Column of ``obs`` with ``train`` / ``test`` / ``buffer``; if the default one is absent, all cells train.
     library_key
-        Column of ``obs`` that tells sections apart, each with coordinates of its own.
+        Column of ``obs`` that tells sections apart, each with coordinates of its own; default the one that an earlier
+        :func:`nichekd.pp.neighborhoods` or :func:`nichekd.pp.split` was given.
     seed
         Of the locations.
     table_key
@@ -94,6 +96,7 @@ def estimate_radius(
     """
     start = time.perf_counter()
     adata = get_table(data, table_key)
+    library_key = library_key or recorded_library(adata)
     xy, library = centres_by_library(adata, library_key)
     if library_key is None and not has_image(data):
         warn_if_pixels(xy)

@@ -14,6 +14,7 @@ from nichekd._keys import Keys, Split
 from nichekd._labels import labels_of
 from nichekd._record import notes, record
 from nichekd._resolve import get_table, sides_of, working_copy
+from nichekd._sections import recorded_library
 from nichekd.pp._estimate_radius import estimate_radius
 from nichekd.pp._libraries import centres_by_library
 from nichekd.pp._radius_graph import radius_graph
@@ -71,7 +72,8 @@ def neighborhood_composition(
         Column of ``obs`` with ``train`` / ``test`` / ``buffer``, which spots don't look at; if the default one is
         absent or holds other words, which is logged, or for ``None``, all cells are on one side.
     library_key
-        Column of ``obs`` that tells sections apart, each with coordinates of its own.
+        Column of ``obs`` that tells sections apart, each with coordinates of its own; default the one that an earlier
+        :func:`nichekd.pp.neighborhoods` or :func:`nichekd.pp.split` was given.
     image_key
         Name of the image on which spots lie; may be left out where there is one, or one that is 8-bit RGB.
     key_added
@@ -118,6 +120,7 @@ def neighborhood_composition(
     Keys.check_added(key_added)
     if untyped := int((types.codes < 0).sum()):
         log.warning("%d of %d cells have no obs[%r] and are counted as none", untyped, adata.n_obs, cell_type_key)
+    library_key = library_key or recorded_library(adata)
     xy, library = centres_by_library(adata, library_key)
     _check_length(radius, "radius")
     _check_length(spot_distance, "spot_distance")

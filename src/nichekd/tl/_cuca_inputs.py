@@ -12,8 +12,9 @@ from scipy import sparse
 
 from nichekd._keys import Keys
 from nichekd._resolve import require
+from nichekd._sections import recorded_library
 from nichekd.pp._counts import raw_counts
-from nichekd.pp._libraries import centres_by_library
+from nichekd.pp._libraries import centres_by_library, side_by_side
 from nichekd.tl._batches import validation_part
 
 if TYPE_CHECKING:
@@ -131,7 +132,9 @@ def validation_cells(
         log.info("no centres: cells that validate are drawn at random")
         held_back = rng.random(len(train)) < share
         return train[~held_back], train[held_back]
-    xy, _ = centres_by_library(adata, library_key)
+    xy, library = centres_by_library(adata, library_key or recorded_library(adata))
+    if library.any():
+        xy, _ = side_by_side(xy, library)
     return validation_part(xy, train, share=share, margin=margin)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from nichekd.tl._evaluation_methods import Outcome
 
-FORMAT = 1
+FORMAT = 2  # settings by what is not default in them
 #: what features were made of, besides their encoder; None where it does not apply
 CROPS = ("crop_px", "mpp", "mode", "stride_px", "stain", "image_fingerprint")
 HASHED_ROWS = 1_000

@@ -15,6 +15,7 @@ from nichekd._keys import Keys, Split
 from nichekd._labels import REFERENCE, labels_of, subset_mask
 from nichekd._record import notes
 from nichekd._resolve import get_table, split_of
+from nichekd._sections import recorded_library
 from nichekd._settings import settings
 from nichekd.pp._counts import has_counts
 from nichekd.tl._evaluation_folder import TEACHER, EvaluationFolder
@@ -151,7 +152,8 @@ class Evaluation:
     def _scratch(self, reps: Mapping[str, str], seed: int) -> AnnData:
         """A table that shares features and graphs with the user's, and nothing else: runs leave no trace there."""
         kept = label_columns(self.adata, self.plan.cell_type_key, self.plan.annotation_key)
-        table = AnnData(obs=self.adata.obs[[*dict.fromkeys([self.plan.split_key, *kept])]].copy())
+        sections = filter(None, [recorded_library(self.adata)])
+        table = AnnData(obs=self.adata.obs[[*dict.fromkeys([self.plan.split_key, *kept, *sections])]].copy())
         for key in (Keys.SPATIAL, *reps.values()):
             table.obsm[key] = self.adata.obsm[key]
         if any(method.rep == SHUFFLED for method in self.methods):

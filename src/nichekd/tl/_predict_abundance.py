@@ -80,7 +80,8 @@ def predict_abundance(
             f"model is a {type(model).__name__}; it has to be an AbundanceModel: nk.models.AbundanceModel.load(folder)."
         )
     data = working_copy(data, copy)
-    find_cells(data, table_key)
+    wanted = model.config.features
+    find_cells(data, wanted, use_rep=use_rep, encoder=model.encoder, table_key=table_key, who="model")
     adata = get_table(data, table_key)
     if adata.n_obs == 0:
         raise ValueError("The table has no cells or spots; there is nothing to predict for.")

@@ -114,7 +114,8 @@ def predict_niches(
         raise ValueError(f"min_confidence={min_confidence}; it is a probability, from 0 to 1.")
     Keys.check_student(key_added)
     data = working_copy(data, copy)
-    find_cells(data, table_key)
+    wanted = student.config.features
+    find_cells(data, wanted, use_rep=use_rep, encoder=student.encoder, table_key=table_key)
     adata = get_table(data, table_key)
     if adata.n_obs == 0:
         raise ValueError(

@@ -69,7 +69,8 @@ def find_or_make(
             return key
     ready = recorded_encoder(wanted, encoder, who=who)
     log.info("no features of the %s's encoder yet: encoding crops with %s", who, wanted["encoder"])
-    encode_as_recorded(data, wanted, ready, device=device, table_key=table_key)
+    key = _free_key(adata, ready, wanted)
+    encode_as_recorded(data, wanted, ready, device=device, table_key=table_key, key_added=key)
     made = notes(adata)[Keys.LAST_REP]
     if last is not None:
         notes(adata)[Keys.LAST_REP] = last  # what other functions take by default stays what the user chose
@@ -99,6 +100,7 @@ def encode_as_recorded(
     device: str | None,
     table_key: str,
     store: Path | None = None,
+    key_added: str | None = None,
 ) -> None:
     """Image features of crops, or tiles, like those ``wanted``, streamed to ``store`` where one is named."""
     from nichekd import pp
@@ -112,9 +114,19 @@ def encode_as_recorded(
         stride_px=wanted.get("stride_px"),
         stain=wanted.get("stain"),
         store=store,
+        key_added=key_added,
         device=device,
         table_key=table_key,
     )
+
+
+def _free_key(adata: AnnData, encoder: Encoder, wanted: dict[str, Any]) -> str:
+    """The usual key of such features, numbered where the table has others, of another crop or stain, by that name."""
+    usual = key = Keys.features(encoder.name if wanted.get("mode", "crop") == "crop" else f"{encoder.name}_dense")
+    number = 2
+    while key in adata.obsm:
+        key, number = f"{usual}_{number}", number + 1
+    return key
 
 
 def recorded_encoder(wanted: dict[str, Any], encoder: Encoder | None, *, who: str = "model") -> Encoder:
@@ -182,7 +194,9 @@ def check_kind(
 
 def same_kind(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether two records of features tell of the same encoder, crops and resolution."""
-    same = all(found.get(name) == wanted.get(name) for name in KIND)
+    same = "encoder" in wanted and all(found.get(name) == wanted.get(name) for name in KIND)
+    if "mpp" not in found and "mpp" not in wanted:  # aligned ones of features that were brought along
+        return same and wanted.get("fingerprint") is not None
     return same and "mpp" in found and "mpp" in wanted and _same_mpp(found, wanted)
 
 

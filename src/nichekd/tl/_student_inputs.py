@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,13 +12,13 @@ from nichekd._keys import Keys
 from nichekd._record import notes
 from nichekd._resolve import get_table
 from nichekd.tl._inputs import neighborhood_index, radius_of_another_graph
-from nichekd.tl._recorded_features import check_kind, find_or_make
+from nichekd.tl._recorded_features import check_kind, find_or_make, recorded_encoder
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from nichekd.models import NeighborhoodIndex, NicheStudent
+    from nichekd.models import Encoder, NeighborhoodIndex, NicheStudent
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +31,37 @@ def check_features(adata: AnnData, student: NicheStudent, use_rep: str, n_featur
     check_kind(adata, use_rep, config.features, (n_features, config.n_features), who=WHO)
 
 
-def find_cells(data: AnnData | SpatialData, table_key: str) -> None:
-    """Segment nuclei where there is an image but no table."""
+def find_cells(
+    data: AnnData | SpatialData,
+    wanted: dict[str, Any],
+    *,
+    use_rep: str | None,
+    encoder: Encoder | None,
+    table_key: str,
+    who: str = WHO,
+) -> None:
+    """Segment nuclei where there is an image but no table, if the features ``wanted`` can then be made.
+
+    Raises
+    ------
+    KeyError
+        If features are named, or wanted, that nichekd did not make: a slide without a table has none.
+    ValueError
+        If their encoder is not here, or here with other weights.
+    """
     from nichekd import pp
 
-    if has_image(data) and not data.tables:  # type: ignore[union-attr]
-        log.info("no cells yet: segmenting nuclei")
-        pp.segment_nuclei(data, table_key=table_key)
+    if not has_image(data) or data.tables:  # type: ignore[union-attr]
+        return
+    if use_rep is not None or "encoder" not in wanted:
+        key = use_rep or wanted.get("use_rep")
+        raise KeyError(
+            f"The {who} is to read {'features of unknown origin' if key is None else f'obsm[{key!r}]'}, and this slide has "
+            "no table of cells that could hold them. Run nk.pp.segment_nuclei, put features in, and name them by use_rep=."
+        )
+    recorded_encoder(wanted, encoder, who=who)
+    log.info("no cells yet: segmenting nuclei")
+    pp.segment_nuclei(data, table_key=table_key)
 
 
 def student_rep(
