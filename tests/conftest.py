@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis  # noqa: F401  # at the end of a run without it, CPython 3.11 may fail to compile it (gh-106905)
 import pytest
 
 from nichekd._memory import keep_freed_memory
