@@ -33,9 +33,12 @@ def split_tissue(
     about = notes(adata).get(Keys.FEATURES, {}).get(rep, {})
     seen = seen_um(about)
     if seen is not None:
-        image = get_image(cells, adata, image_key=about.get("image")) if has_image(cells) else None  # type: ignore[arg-type]
-        mpp = float(about["mpp"]) if image is None else image.mpp
-        pp.split(cells, crop_px=math.ceil(seen / mpp - 1e-6), mpp=mpp, library_key=library_key, table_key=table_key)
+        key = about.get("image") if has_image(cells) else None
+        mpp = float(about["mpp"]) if key is None else get_image(cells, adata, image_key=key).mpp  # type: ignore[arg-type]
+        pp.split(
+            cells, crop_px=math.ceil(seen / mpp - 1e-6), mpp=mpp, image_key=key, library_key=library_key,
+            table_key=table_key,
+        )  # fmt: skip
         return
     if has_image(cells):
         pp.split(cells, library_key=library_key, table_key=table_key)

@@ -103,7 +103,7 @@ def niches(
     shown = niche_keys(adata, keys, reference=reference, with_reference=True)
     reference = reference if reference in adata.obs else shown[0]
     mask = subset_mask(adata, subset, split_key=split_key)
-    xy, _ = places(data, adata, mask)
+    xy = places(data, adata, mask)
     colors = shared_colors(adata, shown, reference=reference)
     image = slide_of(data, adata, image_key=image_key, figure="pl.niches")
     split = adata.obs[split_key].astype(str).to_numpy()[mask] if split_key in adata.obs else None

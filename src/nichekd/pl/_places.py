@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 GAP = 0.08  # between sections, in sides of the largest
 
 
-def places(data: AnnData | SpatialData, adata: AnnData, shown: NDArray[np.bool_]) -> tuple[NDArray[np.float64], bool]:
-    """Where the cells ``shown`` are drawn, µm, (m, 2), and whether sections were moved apart.
+def places(data: AnnData | SpatialData, adata: AnnData, shown: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Where the cells ``shown`` are drawn, µm, (m, 2).
 
     Sections, by the column that :func:`nichekd.pp.neighborhoods` or :func:`nichekd.pp.split` was given, keep their
     places where their boxes do not touch, as those of a tissue microarray. Otherwise each is moved as a whole, to rows
@@ -30,16 +30,16 @@ def places(data: AnnData | SpatialData, adata: AnnData, shown: NDArray[np.bool_]
     xy = centres_um(adata)[shown]
     library_key = recorded_library(adata)
     if library_key is None or has_image(data) or library_key not in adata.obs or adata.obs[library_key].isna().any():
-        return xy, False  # on an image, all have their place
+        return xy  # on an image, all have their place
     _, section = np.unique(library_codes(adata, library_key)[shown], return_inverse=True)
     boxes = [(xy[section == one].min(axis=0), xy[section == one].max(axis=0)) for one in range(section.max() + 1)]
     low, high = (np.array(corner) for corner in zip(*boxes, strict=True))  # (n_sections, 2) each
     if not _any_overlap(low, high):
-        return xy, False
+        return xy
     step = (high - low).max(axis=0) + GAP * (high - low).max()
     n_columns = math.ceil(math.sqrt(len(boxes)))
     cell = np.array([(i % n_columns, i // n_columns) for i in range(len(boxes))])
-    return xy + (cell * step - low)[section], True
+    return xy + (cell * step - low)[section]
 
 
 def _any_overlap(low: NDArray[np.float64], high: NDArray[np.float64]) -> bool:

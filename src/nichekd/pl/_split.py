@@ -63,7 +63,7 @@ def split(
     adata = get_table(data, table_key)
     require(adata, "obs", split_key, run="nk.pp.split")
     words = split_of(adata, split_key)
-    xy, _ = places(data, adata, np.ones(adata.n_obs, dtype=bool))
+    xy = places(data, adata, np.ones(adata.n_obs, dtype=bool))
     extent = Extent.of(xy)
     counts = {word: int((words == word).sum()) for word in Split.ALL}
     entries = {f"{word}: {n:,} cells": COLORS[word] for word, n in counts.items() if n}

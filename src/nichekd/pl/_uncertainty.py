@@ -91,7 +91,7 @@ def uncertainty(
     for key, column in values.items():
         if not np.isfinite(column).any():
             raise ValueError(f"obs[{key!r}] has no value for any of the {mask.sum():,} cells shown. Run nk.tl.distill.")
-    xy, _ = places(data, adata, mask)
+    xy = places(data, adata, mask)
     split = adata.obs[split_key].astype(str).to_numpy()[mask] if split_key in adata.obs else None
     extent = Extent.of(xy)
     plan = Grid.of(len(shown), extent.aspect, n_entries=0)
