@@ -43,7 +43,6 @@ MPP = 0.274
 MAIN = ["niche", "niche_gene_aware", "niche_histology_nolan", "niche_histology_leiden"]
 # a transformer costs twenty times the pooling network: it has a table of its own
 REST = [key for key in METHODS if key not in {*MAIN, "niche_transformer"}]
-GENE_AWARE_FIT = GeneAwareSettings(max_epochs=10)
 # a short training, of a quarter of the cells: experiments are told apart by it, none is at its best
 SHORT = GeneAwareSettings(max_epochs=6, crops_per_epoch=800)
 
@@ -80,7 +79,7 @@ def main() -> None:
     sdata = section(options.section, fast=options.fast)
     about = {
         "cell_type_key": "cell_type", "encoder": options.encoder, "gene_aware": options.gene_aware,
-        "gene_aware_fit": SHORT if options.fast else GENE_AWARE_FIT, "out": options.out,
+        "gene_aware_fit": SHORT if options.fast else None, "out": options.out,
     }  # fmt: skip
     tables = []
     if options.only != "rest":

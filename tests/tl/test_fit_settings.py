@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from nichekd.tl import FitSettings
+from nichekd.tl import FitSettings, GeneAwareSettings
 
 
 def test_large_sections_need_fewer_passes_of_larger_steps():
@@ -12,3 +12,9 @@ def test_large_sections_need_fewer_passes_of_larger_steps():
 def test_what_is_asked_for_is_done():
     assert FitSettings(max_epochs=3).pace(50_000) == (3, FitSettings().pace(50_000)[1])
     assert FitSettings(batch_size=7).pace(50) == (FitSettings().pace(50)[0], 7)
+
+
+def test_an_encoder_of_many_cells_trains_longer():
+    settings = GeneAwareSettings()
+    assert (settings.n_epochs(5_000), settings.n_epochs(30_000)) == (8, 10)
+    assert GeneAwareSettings(max_epochs=3).n_epochs(30_000) == 3
