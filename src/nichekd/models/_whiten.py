@@ -67,11 +67,12 @@ class Whiten(nn.Module):
     @torch.no_grad()
     def rows(self, features: Any, *, block: int = 16_384) -> NDArray[np.float32]:
         """Components of feature rows (n, F), in memory or lazy, block by block: (n, n_components)."""
-        blocks = [
-            self(torch.from_numpy(np.array(features[start : start + block], dtype=np.float32)))
-            for start in range(0, features.shape[0], block)
-        ]
-        return torch.cat(blocks).numpy()
+        # asked for beforehand: results kept between the blocks read would leave gigabytes that are never given back
+        found = np.empty((features.shape[0], self.components.shape[1]), dtype=np.float32)
+        for start in range(0, len(found), block):
+            part = torch.from_numpy(np.array(features[start : start + block], dtype=np.float32))
+            found[start : start + block] = self(part).numpy()
+        return found
 
     def forward(self, features: Tensor) -> Tensor:
         """(M, F) → (M, n_components)."""
