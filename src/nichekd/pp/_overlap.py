@@ -6,6 +6,8 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nichekd._keys import Keys
 from nichekd._record import notes
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from anndata import AnnData
+    from numpy.typing import NDArray
 
     from nichekd._image import CellImage
 
@@ -65,3 +68,11 @@ def warn_of_wider_features(adata: AnnData, *, room_um: float, mpp: float) -> Non
             UserWarning,
             stacklevel=3,
         )
+
+
+def nearest_px(train: NDArray[np.int64], test: NDArray[np.int64]) -> float:
+    """Smallest distance between a training and a test centre, the larger of rows and columns, px."""
+    from scipy.spatial import cKDTree
+
+    distance, _ = cKDTree(train).query(test, p=np.inf, workers=-1)
+    return float(distance.min())

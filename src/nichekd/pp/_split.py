@@ -14,7 +14,7 @@ from nichekd._resolve import get_table, working_copy
 from nichekd._units import check_mpp, warn_if_pixels
 from nichekd.pp._before_split import warn_of_older
 from nichekd.pp._libraries import centres_by_library
-from nichekd.pp._overlap import warn_of_wider_features
+from nichekd.pp._overlap import nearest_px, warn_of_wider_features
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -227,7 +227,7 @@ def _label(
     while True:
         labels[distance_um <= buffer_um] = Split.BUFFER
         _require_both(labels, buffer_um)
-        distance_px = _nearest_px(centre_px[labels == Split.TRAIN], centre_px[labels == Split.TEST])
+        distance_px = nearest_px(centre_px[labels == Split.TRAIN], centre_px[labels == Split.TEST])
         if distance_px >= crop_px:
             return labels, buffer_um, distance_px
         log.info("Crops overlap by %d px across a buffer of %.1f µm: it is widened", crop_px - distance_px, buffer_um)
@@ -241,11 +241,3 @@ def _require_both(labels: NDArray[np.str_], buffer_um: float) -> None:
                 f"No {side} cell is left (the buffer is {buffer_um:.1f} µm wide on either side of a boundary). Choose "
                 "fewer strips (n_strips=), another test_strip=, or smaller crops (crop_px=)."
             )
-
-
-def _nearest_px(train: NDArray[np.int64], test: NDArray[np.int64]) -> float:
-    """Smallest distance between a training and a test centre, the larger of rows and columns, px."""
-    from scipy.spatial import cKDTree
-
-    distance, _ = cKDTree(train).query(test, p=np.inf, workers=-1)
-    return float(distance.min())
