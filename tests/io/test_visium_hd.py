@@ -85,7 +85,8 @@ def test_bins_beyond_the_image_are_left_out(folder, tmp_path, he_writer):
     he_writer(tmp_path / "narrow.tif", 220, 160, mpp=MPP)  # four columns of bins, and a bit
     with pytest.warns(UserWarning, match="10 of 30 cells lie outside the H&E .* left out") as warned:
         sdata = nk.io.visium_hd(folder, he_image=tmp_path / "narrow.tif")
-    assert warned[0].filename == __file__, "who called is told, not pytest"
+    (told,) = [one for one in warned if "lie outside" in str(one.message)]  # anndata may warn of things of its own
+    assert told.filename == __file__, "who called is told, not pytest"
     assert sorted(sdata["table"].obs["array_col"].unique()) == [0, 1, 2, 3]
     assert len(sdata["cells"]) == 20
 
