@@ -6,19 +6,20 @@ import errno
 import json
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nichekd._files import held, remove, written
+from nichekd._files import held, remove, unfinished, written
 from nichekd.cli._errors import is_full_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 FORMAT = 1
 MAP, CELLS, GEOJSON, RESULT, REPORT = "niches.png", "cells.parquet", "niches.geojson", "result.zarr", "report.html"
 RESULTS = (MAP, CELLS, GEOJSON, RESULT, REPORT)
-RUN, NEW_RUN, WORK, LOCK = "run.json", ".run.nichekd-new.json", "work", "run.lock"
+RUN, WORK, LOCK = "run.json", "work", "run.lock"
+NEW_RUN = unfinished(Path(RUN)).name
 NUCLEI, FEATURES = "nuclei.zarr", "features"  # in WORK; what a killed run leaves to the next
 UNFINISHED = (
     NUCLEI,
