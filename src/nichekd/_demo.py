@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nichekd._files import written
 from nichekd._keys import Keys
+from nichekd._seeds import check_seed
 from nichekd._settings import settings
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def run(
     """
     from nichekd.tl._inputs import check_n_niches
 
+    check_seed(seed)
     if len(set(n_niches)) < len(n_niches):
         raise ValueError(f"K={list(n_niches)} has one number twice; each is run once.")
     chain = _Chain(out, encoder=encoder, seed=seed)

@@ -8,6 +8,7 @@ import pandas as pd
 from nichekd._keys import Keys
 from nichekd._labels import subset_mask
 from nichekd._resolve import get_table
+from nichekd._seeds import check_seed
 from nichekd._triplets import FEWEST, default_subset, draw_triplets, gaps, order_agreement, representation, unit_rows
 from nichekd.pl._figure import INK, finish, styled
 
@@ -84,6 +85,7 @@ def rank_agreement(
     """
     import matplotlib.pyplot as plt
 
+    check_seed(seed)
     keys = None if a is None else [a] if isinstance(a, str) else list(a)
     curves: dict[str, NDArray[np.float64]] = {}
     if isinstance(data, pd.DataFrame):

@@ -12,6 +12,7 @@ from nichekd._keys import Keys, Split
 from nichekd._record import notes, record
 from nichekd._resolve import get_table, split_of
 from nichekd._sections import recorded_library
+from nichekd._seeds import check_seed
 from nichekd._units import as_number, nearest_distances, warn_if_pixels
 from nichekd.pp._grid import count_near, make_grid
 from nichekd.pp._libraries import centres_by_library, side_by_side
@@ -94,6 +95,7 @@ def estimate_radius(
     >>> bool(19 < radius < 21)  # 12 cells of 100 µm² each are a circle of 19.5 µm; a little more at the edge
     True
     """
+    check_seed(seed)
     start = time.perf_counter()
     adata = get_table(data, table_key)
     library_key = library_key or recorded_library(adata)

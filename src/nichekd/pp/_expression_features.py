@@ -11,6 +11,7 @@ import numpy as np
 from nichekd._keys import Keys, Split
 from nichekd._record import record
 from nichekd._resolve import get_table, split_of, working_copy
+from nichekd._seeds import check_seed
 from nichekd.pp._counts import raw_counts
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def expression_features(
     >>> nk.pp.split(sdata)
     >>> nk.pp.expression_features(sdata)  # doctest: +SKIP
     """
+    check_seed(seed)
     started = time.perf_counter()
     _check_arguments(n_latent, max_epochs, model, save_model)
     data = working_copy(data, copy)

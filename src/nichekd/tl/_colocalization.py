@@ -13,6 +13,7 @@ from nichekd._labels import subset_mask
 from nichekd._moran import cross_products, morans_r, standardized, weights_among
 from nichekd._record import record
 from nichekd._resolve import get_table
+from nichekd._seeds import check_seed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -94,6 +95,7 @@ def colocalization(
     >>> nk.tl.colocalization(spots, key="abundance").round(2).to_numpy().tolist()
     [['all', '0', '1', 0.6], ['all', '0', '2', -0.6], ['all', '1', '2', -0.6]]
     """
+    check_seed(seed)
     start = perf_counter()
     adata = get_table(data, table_key)
     if n_permutations < 0:

@@ -12,6 +12,7 @@ from nichekd._labels import REFERENCE, labels_of, niche_keys, subset_mask
 from nichekd._matching import contingency, jensen_shannon, match_by_composition
 from nichekd._record import record
 from nichekd._resolve import get_table
+from nichekd._seeds import check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +84,7 @@ def composition_divergence(
     ValueError
         If ``subset`` has no cell, no cell has both labels and a type, or ``n_permutations`` is below 1.
     """
+    check_seed(seed)
     start = perf_counter()
     adata = get_table(data, table_key)
     if n_permutations < 1:

@@ -9,6 +9,7 @@ from nichekd._abundance import abundance_of
 from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import get_table
+from nichekd._seeds import check_seed
 from nichekd.tl._cuca_inputs import validation_cells
 from nichekd.tl._predict_abundance import write_abundance
 
@@ -127,6 +128,7 @@ def cuca(
     from nichekd.tl._inputs import image_rep
     from nichekd.tl._loop import make_fabric, seeded
 
+    check_seed(seed)
     started = time.perf_counter()
     fit = fit or CucaSettings()
     weights = _check_options(align, loss_weights)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nichekd._keys import Keys
 from nichekd._record import notes, record
 from nichekd._resolve import get_table
+from nichekd._seeds import check_seed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -141,6 +142,7 @@ def distill(
     from nichekd.tl._ranks import launched, require_prepared
     from nichekd.tl._slide_colors import SlideColors
 
+    check_seed(seed)
     started = time.perf_counter()
     Keys.check_student(key_added)
     adata = get_table(data, table_key)

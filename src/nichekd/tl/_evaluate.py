@@ -12,6 +12,7 @@ from anndata import AnnData
 from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import get_table
+from nichekd._seeds import check_seed
 from nichekd.tl._evaluation_data import MEAN, Datasets, as_datasets
 from nichekd.tl._evaluation_folder import EvaluationFolder
 from nichekd.tl._evaluation_methods import chosen_methods
@@ -134,8 +135,11 @@ def evaluate(
     RuntimeError
         If another process writes to ``out``.
     """
+    seeds = distinct(seeds, "seeds")
+    for seed in seeds:
+        check_seed(seed, "seeds")
     plan = Plan(
-        K=distinct(K, "K"), seeds=distinct(seeds, "seeds"), cell_type_key=cell_type_key, annotation_key=annotation_key,
+        K=distinct(K, "K"), seeds=seeds, cell_type_key=cell_type_key, annotation_key=annotation_key,
         use_rep=use_rep, encoder=encoder, weights=weights, methods=methods, gene_aware=gene_aware,
         gene_aware_weights=gene_aware_weights, gene_aware_lora=gene_aware_lora, gene_aware_fit=gene_aware_fit,
         n_teachers=n_teachers, fit=fit, nolan_fit=nolan_fit, n_permutations=n_permutations, split_key=split_key,

@@ -9,6 +9,7 @@ import numpy as np
 from nichekd._keys import Keys, Split
 from nichekd._record import record
 from nichekd._resolve import centres_um, get_table, split_of
+from nichekd._seeds import check_seed
 from nichekd.tl._gene_aware_start import check_start, start_encoder
 from nichekd.tl._inputs import features_of, neighborhood_index
 from nichekd.tl._teacher import resolve_teacher
@@ -141,6 +142,7 @@ def gene_aware_encoder(
     from nichekd.tl._loop import seeded
     from nichekd.tl._neighborhood_means import neighborhood_means
 
+    check_seed(seed)
     started = time.perf_counter()
     check_start(encoder, weights, lora)
     adata = get_table(sdata, table_key)

@@ -10,6 +10,7 @@ import numpy as np
 from nichekd._keys import Keys, Split
 from nichekd._record import record
 from nichekd._resolve import get_table, split_of, working_copy
+from nichekd._seeds import check_seed
 from nichekd.tl._inputs import check_n_niches, features_of, image_rep
 from nichekd.tl._write_niches import write_labels
 
@@ -82,6 +83,7 @@ def histology_leiden(
         If K is below 2 or above the number of training cells, features are NaN, or ``key_added`` is the name of another
         method.
     """
+    check_seed(seed)
     started = time.perf_counter()
     Keys.check_name(key_added, own=Keys.HISTOLOGY_LEIDEN)
     data = working_copy(data, copy)

@@ -11,6 +11,7 @@ import numpy as np
 from nichekd._keys import Keys, Split
 from nichekd._record import record
 from nichekd._resolve import get_table, split_of, working_copy
+from nichekd._seeds import check_seed
 from nichekd.tl._inputs import check_n_niches, features_of, neighborhood_index
 from nichekd.tl._write_niches import write_labels
 
@@ -111,6 +112,7 @@ def nolan(
     from nichekd.tl._consensus import consensus_partition
     from nichekd.tl._nolan_fit import fit_nolan
 
+    check_seed(seed)
     started = time.perf_counter()
     Keys.check_name(key_added, own=Keys.TEACHER)
     data = working_copy(data, copy)

@@ -11,6 +11,7 @@ from nichekd._keys import Keys
 from nichekd._labels import REFERENCE, labels_of, niche_keys, subset_mask
 from nichekd._record import record
 from nichekd._resolve import centres_um, get_table
+from nichekd._seeds import check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +77,7 @@ def pathology_probe(
         If the annotated cells of ``subset`` are none, fewer than five, or all of one kind, or a method labels none
         of them; or if ``obsm["spatial"]`` is malformed.
     """
+    check_seed(seed)
     start = perf_counter()
     adata = get_table(data, table_key)
     annotation = labels_of(adata, annotation_key, run="your annotation")

@@ -11,6 +11,7 @@ from nichekd._keys import Keys
 from nichekd._labels import subset_mask
 from nichekd._record import record
 from nichekd._resolve import get_table, require
+from nichekd._seeds import check_seed
 from nichekd._triplets import (
     FEWEST,
     Triplets,
@@ -107,6 +108,7 @@ def rank_agreement(
     >>> nk.tl.rank_agreement(cells, a="X_mirrored", b="X_one")["agreement"].item()
     1.0
     """
+    check_seed(seed)
     start = perf_counter()
     adata = get_table(data, table_key)
     keys = [a] if isinstance(a, str) else list(a)

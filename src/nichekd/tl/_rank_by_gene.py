@@ -9,6 +9,7 @@ import numpy as np
 from nichekd._keys import Keys, Split
 from nichekd._record import plain, record
 from nichekd._resolve import get_table, split_of
+from nichekd._seeds import check_seed
 from nichekd.tl._rank_by_gene_data import SCALES, Losses, RankByGeneSettings
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def rank_by_gene(
     from nichekd.tl._rank_by_gene_fit import fit_rank_by_gene
     from nichekd.tl._rank_by_gene_task import expression_task, frozen_task, slide_codes
 
+    check_seed(seed)
     started = time.perf_counter()
     fit = fit or RankByGeneSettings()
     losses = _losses(rank_loss, rank_weight, distill_weight, temperature, scales)

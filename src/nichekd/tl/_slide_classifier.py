@@ -11,6 +11,7 @@ from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import get_table
 from nichekd._sections import cells_of_libraries
+from nichekd._seeds import check_seed
 from nichekd.tl._inputs import features_of, image_rep
 from nichekd.tl._recorded_features import record_of
 from nichekd.tl._settings_ranges import WithRanges
@@ -111,6 +112,7 @@ def slide_classifier(
     from nichekd.tl._loop import seeded
     from nichekd.tl._slide_fit import fit_slides
 
+    check_seed(seed)
     started = time.perf_counter()
     fit = fit or SlideSettings()
     adata = get_table(data, table_key)

@@ -11,6 +11,7 @@ from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import get_table, require
 from nichekd._sections import cells_of_libraries
+from nichekd._seeds import check_seed
 from nichekd.tl._inputs import features_of, image_rep
 from nichekd.tl._slides import value_of_slides
 
@@ -92,6 +93,7 @@ def survival(
         If no slide has an event, or too few have; if times are not positive, events not 0 or 1, either differs within
         a slide, or there are fewer slides than folds.
     """
+    check_seed(seed)
     started = time.perf_counter()
     fitter, concordance = _lifelines()
     adata = get_table(data, table_key)
