@@ -226,6 +226,17 @@ def test_a_registered_name_is_not_taken_by_an_encoder_in_use(clean_registry):
     assert nk.models.get_encoder("mean") == "registered"
 
 
+def test_a_name_does_not_come_to_mean_weights_of_a_file(clean_registry):
+    """An encoder made by name with a file of weights is found by both; the name alone keeps its meaning."""
+    sdata = nk.datasets.simulate(60, K=2, mpp=0.5)
+    for name, weights in (("from a file", "there.safetensors"), ("in use", None)):
+        encoder = nk.models.Encoder(name, MeanColour(), weights=weights)
+        nk.pp.histology_features(sdata, encoder=encoder, crop_px=16)
+    assert nk.models.get_encoder("in use").name == "in use"
+    with pytest.raises(ValueError, match="no encoder 'from a file'"):
+        nk.models.get_encoder("from a file")
+
+
 def test_save_and_load(tmp_path, clean_registry):
     nk.models.register_architecture("small", small_cnn)
     encoder = nk.models.Encoder(

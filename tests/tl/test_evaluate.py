@@ -299,6 +299,18 @@ def test_features_of_an_encoder_with_slashes_are_found(slide, monkeypatch):
     assert table["key"].tolist() == ["niche_histology_leiden"]
 
 
+def test_the_frozen_encoder_is_made_once(slide):
+    made = []
+
+    def encoder(weights):
+        made.append(nk.models.Encoder("once", Corners()))
+        return made[-1]
+
+    nk.models.register_encoder("once", encoder, overwrite=True)
+    run(slide, use_rep=None, encoder="once", methods=["niche_histology_leiden"])
+    assert len(made) == 1
+
+
 def test_features_of_other_weights_are_not_taken_for_those_named(slide):
     def encoder(weights):
         return nk.models.Encoder("weighed", Corners() if weights is None else torch.nn.Flatten(), weights=weights)

@@ -59,6 +59,25 @@ def test_a_file_and_a_student_are_enough(lesson, student, write):
     assert {"niche", "niche_entropy", "area_um2"} <= set(found.obs)
 
 
+@pytest.mark.filterwarnings("ignore:.*cells look unlike:UserWarning", "ignore:Cells have .* neighbors:UserWarning")
+def test_the_weights_of_an_encoder_are_read_once(lesson, student, write):
+    made = []
+
+    def factory(weights=None):
+        made.append(nk.models.get_encoder("color"))
+        return replace(made[-1], name="counted")
+
+    nk.models.register_encoder("counted", factory, overwrite=True)
+    about = dict(student.config.features) | {"encoder": "counted", "fingerprint": factory().fingerprint}
+    made.clear()
+    of_counted = NicheStudent(replace(student.config, features=about))
+    of_counted.load_state_dict(student.state_dict())
+    slide = nk.io.slide(write(lesson[0]["he"].data), mpp=MPP)
+    nk.tl.predict_niches(slide, of_counted)
+    assert len(made) == 1
+    assert "X_counted" in slide["table"].obsm
+
+
 def blank(shape=(3, 400, 400)):
     return np.full(shape, 247, dtype=np.uint8)
 

@@ -60,7 +60,7 @@ def ready_encoder(
     there = resolve_device(device)  # before weights are loaded, for it fails sooner
     ready = get_encoder(encoder, weights=weights).to(there)
     ready.check(crop_px)
-    if isinstance(encoder, Encoder):
+    if isinstance(encoder, Encoder) and encoder.weights is None:  # else found by its name and their file
         remember_encoder(encoder)
     return ready
 

@@ -91,7 +91,7 @@ def prepare_lesson(
         index = neighborhood_index(data, split_key=split_key, table_key=table_key)
     else:
         require_teacher(adata, teacher)
-        use_rep = student_rep(data, earlier, use_rep, device=device, table_key=table_key)
+        use_rep = student_rep(data, earlier, use_rep, encoder=earlier.encoder, device=device, table_key=table_key)
         index = student_neighborhoods(data, earlier, split_key=split_key, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     target = teacher_of(

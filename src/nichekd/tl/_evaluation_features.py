@@ -90,9 +90,9 @@ def _frozen(evaluation: Evaluation, folder: EvaluationFolder) -> str:
     encoder = evaluation.plan.encoder or settings.encoder
     key = Keys.features(encoder)
     if key not in adata.obsm:
-        fingerprint = get_encoder(encoder, weights=evaluation.plan.weights).fingerprint
-        folder.check({f"features.{FROZEN}": features_name(key, fingerprint)})  # before crops are encoded
-        _encode(evaluation, encoder, key, folder, FROZEN, weights=evaluation.plan.weights)
+        ready = get_encoder(encoder, weights=evaluation.plan.weights)
+        folder.check({f"features.{FROZEN}": features_name(key, ready.fingerprint)})  # before crops are encoded
+        _encode(evaluation, ready, key, folder, FROZEN)
     elif evaluation.plan.weights is not None:
         _require_weights(adata, key, encoder, evaluation.plan.weights)
     return key
@@ -123,16 +123,14 @@ def _frozen_there(adata: AnnData) -> str | None:
     return frozen[-1] if frozen else None
 
 
-def _encode(
-    evaluation: Evaluation, encoder: Any, key: str, folder: EvaluationFolder, kind: str, *, weights: Any = None
-) -> None:
+def _encode(evaluation: Evaluation, encoder: Any, key: str, folder: EvaluationFolder, kind: str) -> None:
     """Image features, in a store that a killed run goes on with."""
     from nichekd import pp
 
     log.info("no %s features yet", kind)
     store = None if folder.path is None else folder.path / FEATURES / kind
     pp.histology_features(
-        evaluation.data, encoder=encoder, weights=weights, key_added=key, store=store, device=evaluation.plan.device,
+        evaluation.data, encoder=encoder, key_added=key, store=store, device=evaluation.plan.device,
         table_key=evaluation.plan.table_key,
     )  # fmt: skip
 

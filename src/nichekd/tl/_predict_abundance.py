@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from nichekd.models import AbundanceModel
+    from nichekd.models import AbundanceModel, Encoder
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def predict_abundance(
         If there are no cells; if the features are of another encoder or other weights, of another crop size or µm per
         pixel than the model's, or of another length.
     """
-    from nichekd.models import AbundanceModel
+    from nichekd.models import AbundanceModel, Encoder
     from nichekd.tl._student_inputs import find_cells
 
     started = time.perf_counter()
@@ -81,11 +81,11 @@ def predict_abundance(
         )
     data = working_copy(data, copy)
     wanted = model.config.features
-    find_cells(data, wanted, use_rep=use_rep, encoder=model.encoder, table_key=table_key, who="model")
+    encoder = find_cells(data, wanted, use_rep=use_rep, encoder=model.encoder, table_key=table_key, who="model")
     adata = get_table(data, table_key)
     if adata.n_obs == 0:
         raise ValueError("The table has no cells or spots; there is nothing to predict for.")
-    features, use_rep = _features(data, model, use_rep, device=device, table_key=table_key)
+    features, use_rep = _features(data, model, use_rep, encoder=encoder, device=device, table_key=table_key)
     write_abundance(adata, model, features, device=device, key_added=key_added)
     record(
         adata, "predict_abundance", seconds=time.perf_counter() - started, use_rep=use_rep, key_added=key_added,
@@ -115,9 +115,15 @@ def write_abundance(
 
 
 def _features(
-    data: AnnData | SpatialData, model: AbundanceModel, use_rep: str | None, *, device: str | None, table_key: str
+    data: AnnData | SpatialData,
+    model: AbundanceModel,
+    use_rep: str | None,
+    *,
+    encoder: Encoder | None,
+    device: str | None,
+    table_key: str,
 ) -> tuple[Any, str | None]:
-    """Features of the model's kind, made where there are none, and their key."""
+    """Features of the model's kind, made where there are none, by ``encoder`` if given, and their key."""
     if model.encoder is not None:
         if use_rep is not None:
             raise ValueError(
@@ -130,7 +136,7 @@ def _features(
         reader = crop_reader(data, model.config.features, table_key=table_key)
         return encode_crops(reader, model.encoder.to(make_fabric(device).device)), None
     key, features = features_for(
-        data, model.config.features, model.config.network.n_features, use_rep=use_rep, device=device,
-        table_key=table_key,
+        data, model.config.features, model.config.network.n_features, use_rep=use_rep, encoder=encoder,
+        device=device, table_key=table_key,
     )  # fmt: skip
     return features, key

@@ -115,13 +115,13 @@ def predict_niches(
     Keys.check_student(key_added)
     data = working_copy(data, copy)
     wanted = student.config.features
-    find_cells(data, wanted, use_rep=use_rep, encoder=student.encoder, table_key=table_key)
+    encoder = find_cells(data, wanted, use_rep=use_rep, encoder=student.encoder, table_key=table_key)
     adata = get_table(data, table_key)
     if adata.n_obs == 0:
         raise ValueError(
             "The table has no cells; there is nothing to predict for. Run nk.pp.segment_nuclei, or check it."
         )
-    use_rep = student_rep(data, student, use_rep, device=device, table_key=table_key)
+    use_rep = student_rep(data, student, use_rep, encoder=encoder, device=device, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     check_features(adata, student, use_rep, features.shape[1])
     index = student_neighborhoods(data, student, split_key=split_key, table_key=table_key)

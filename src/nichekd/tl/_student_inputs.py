@@ -39,8 +39,12 @@ def find_cells(
     encoder: Encoder | None,
     table_key: str,
     who: str = WHO,
-) -> None:
+) -> Encoder | None:
     """Segment nuclei where there is an image but no table, if the features ``wanted`` can then be made.
+
+    Returns
+    -------
+    Their encoder, where it was looked for, so that large weights are read once; else what was handed in.
 
     Raises
     ------
@@ -52,26 +56,32 @@ def find_cells(
     from nichekd import pp
 
     if not has_image(data) or data.tables:  # type: ignore[union-attr]
-        return
+        return encoder
     if use_rep is not None or "encoder" not in wanted:
         key = use_rep or wanted.get("use_rep")
         raise KeyError(
             f"The {who} is to read {'features of unknown origin' if key is None else f'obsm[{key!r}]'}, and this slide has "
             "no table of cells that could hold them. Run nk.pp.segment_nuclei, put features in, and name them by use_rep=."
         )
-    recorded_encoder(wanted, encoder, who=who)
+    encoder = recorded_encoder(wanted, encoder, who=who)
     log.info("no cells yet: segmenting nuclei")
     pp.segment_nuclei(data, table_key=table_key)
+    return encoder
 
 
 def student_rep(
-    data: AnnData | SpatialData, student: NicheStudent, use_rep: str | None, *, device: str | None, table_key: str
+    data: AnnData | SpatialData,
+    student: NicheStudent,
+    use_rep: str | None,
+    *,
+    encoder: Encoder | None,
+    device: str | None,
+    table_key: str,
 ) -> str:
-    """``use_rep``, or the key of features of the student's kind, which are made where there are none."""
+    """``use_rep``, or the key of features of the student's kind, made where there are none, by ``encoder`` if given."""
     if use_rep is not None:
         return use_rep
-    config = student.config
-    return find_or_make(data, config.features, encoder=student.encoder, device=device, table_key=table_key, who=WHO)
+    return find_or_make(data, student.config.features, encoder=encoder, device=device, table_key=table_key, who=WHO)
 
 
 def student_neighborhoods(
