@@ -67,8 +67,6 @@ def train(
     from anndata import AnnData
 
     import nichekd as nk
-    from nichekd._record import notes
-    from nichekd._resolve import get_table
     from nichekd.cli import _data
     from nichekd.cli._split import split_tissue
 
@@ -86,14 +84,11 @@ def train(
         cells = made if made is not None else cells
     if split and spots:
         split_tissue(cells, use_rep=use_rep, library_key=library_key, table_key=table_key)
-    adata = get_table(cells, table_key)
-    last = notes(adata).get("use_rep")
-    if encoder is not None or (use_rep is None and last is None):
+    if encoder is not None:
         nk.pp.histology_features(cells, encoder=encoder, weights=weights, device=device, table_key=table_key)
-        last = notes(adata)["use_rep"]
     truth = abundance_key or "cell_abundance"
     model = nk.tl.cuca(
-        cells, abundance_key=truth, use_rep=str(use_rep or last), library_key=library_key,
+        cells, abundance_key=truth, use_rep=use_rep, library_key=library_key,
         align=None if align == "none" else align,  # type: ignore[arg-type]  # another word is refused there
         seed=seed, device=device, table_key=table_key,
     )  # fmt: skip

@@ -71,7 +71,7 @@ def predict_abundance(
         If there are no cells; if the features are of another encoder or other weights, of another crop size or µm per
         pixel than the model's, or of another length.
     """
-    from nichekd.models import AbundanceModel, Encoder
+    from nichekd.models import AbundanceModel
     from nichekd.tl._student_inputs import find_cells
 
     started = time.perf_counter()
