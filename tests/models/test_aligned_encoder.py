@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,13 @@ FEATURES = {"encoder": "color", "fingerprint": "abc", "license": "none", "crop_p
 def made(**changes) -> AlignedEncoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        values = {"n_features": 6, "n_out": 4, "features": dict(FEATURES), "genes": ("A", "B"), "training": {"seed": 0}}
+        values: dict[str, Any] = {
+            "n_features": 6,
+            "n_out": 4,
+            "features": dict(FEATURES),
+            "genes": ("A", "B"),
+            "training": {"seed": 0},
+        }
         return AlignedEncoder(AlignedConfig(**values | changes)).eval()
 
 

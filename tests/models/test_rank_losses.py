@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from nichekd.models._rank_losses import (
+    RankLoss,
     candidates,
     cosine_similarity,
     hinge_rank_loss,
@@ -30,7 +31,7 @@ def similarities(n: int = 24, seed: int = 0) -> torch.Tensor:
     return cosine_similarity(torch.randn(n, 5, generator=generator(seed)))
 
 
-def loss(image: torch.Tensor, genes: torch.Tensor, kind: str, *, n_pairs: int = 32, seed: int = 0) -> float:
+def loss(image: torch.Tensor, genes: torch.Tensor, kind: RankLoss, *, n_pairs: int = 32, seed: int = 0) -> float:
     one_group = torch.zeros(len(image), dtype=torch.long)
     return rank_loss(image, genes, [one_group], kind=kind, n_pairs=n_pairs, generator=generator(seed)).item()
 

@@ -82,7 +82,7 @@ def test_prediction_together_is_prediction(index, section, monkeypatch):
     cells = np.random.default_rng(0).permutation(1500)[:300]
     fabric = make_fabric("cpu")
     alone = predict_together(fabric, network, index, section.obsm["X_pca"], cells)
-    parts: dict[int, np.ndarray] = {}
+    parts = {}
 
     def gather(fabric, rows):
         parts[fabric.global_rank] = rows
