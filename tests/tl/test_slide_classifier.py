@@ -123,6 +123,23 @@ def test_one_slide_without_a_library(trained):
     assert table["n_cells"].tolist() == [40]
 
 
+def test_features_of_the_same_kind_are_found_by_another_key_or_made():
+    sdata = nk.datasets.simulate(80, K=2, mpp=0.5)
+    adata = sdata["table"]
+    adata.obs["slide"] = np.where(np.arange(80) % 4 < 2, "a", "b")
+    adata.obs["grade"] = np.where(np.arange(80) % 4 < 2, "low", "high")
+    nk.pp.histology_features(sdata, encoder="color", crop_px=16)
+    model = nk.tl.slide_classifier(sdata, label_key="grade", library_key="slide", use_rep="X_color", fit=QUICK)
+    expected = nk.tl.predict_slides(sdata, model, library_key="slide")
+    other = nk.datasets.simulate(80, K=2, mpp=0.5)
+    other["table"].obs["slide"] = adata.obs["slide"].to_numpy()
+    pd.testing.assert_frame_equal(nk.tl.predict_slides(other, model, library_key="slide"), expected)
+    other["table"].obsm["X_mine"] = other["table"].obsm.pop("X_color")
+    notes = other["table"].uns["nichekd"]["features"]
+    notes["X_mine"] = notes.pop("X_color")
+    pd.testing.assert_frame_equal(nk.tl.predict_slides(other, model, library_key="slide"), expected)
+
+
 def test_the_model_leaves_the_device_after_an_error(trained, monkeypatch):
     adata, model, _ = trained
     moves = []

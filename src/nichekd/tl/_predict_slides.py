@@ -43,7 +43,8 @@ def predict_slides(
     library_key
         Column of ``obs`` that tells slides apart; default one slide.
     use_rep
-        ``obsm`` key of the features; default: the key the classifier was trained on.
+        ``obsm`` key of the features; default: the key the classifier was trained on, or where there is none of that name,
+        features of the same kind, which are made where there are none.
     key_added
         Column of ``obs`` to write.
     device
@@ -60,11 +61,12 @@ def predict_slides(
     Raises
     ------
     KeyError
-        If the features or ``library_key`` is missing.
+        If ``library_key`` is missing, or are features that nichekd did not make.
     TypeError
         If ``model`` is none.
     ValueError
-        If the features are of another encoder, crop, resolution or length than the model's, or are NaN.
+        If the features are of another encoder, crop, resolution or length than the model's, or are NaN; if the encoder
+        that would make them is not here, or here with other weights.
     """
     import torch
 
@@ -79,10 +81,11 @@ def predict_slides(
     adata = get_table(data, table_key)
     slides = {None: np.arange(adata.n_obs)} if library_key is None else cells_of_libraries(adata, library_key)
     config = model.config
+    if use_rep is None and config.features["use_rep"] in adata.obsm:
+        use_rep = config.features["use_rep"]
     key, features = features_for(
-        data, config.features, config.n_features, use_rep=use_rep or config.features["use_rep"], device=device,
-        table_key=table_key,
-    )  # fmt: skip
+        data, config.features, config.n_features, use_rep=use_rep, device=device, table_key=table_key
+    )
     where = make_fabric(device).device
     attention = np.empty(adata.n_obs, dtype=np.float32)
     rows = []
