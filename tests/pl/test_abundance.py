@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
 import nichekd as nk
 
@@ -48,6 +49,17 @@ def test_subset_and_file(mapped, panels, tmp_path):
     n_test = (mapped.obs["split"] == "test").sum()
     assert len(shown["T, predicted"].collections[0].get_offsets()) == n_test
     assert (tmp_path / "map.png").exists()
+
+
+def test_spots_at_the_edge_are_not_cut_off(panels):
+    """Of spots 100 µm apart, a map shows more than half that distance around them."""
+    x, y = np.meshgrid(np.arange(6), np.arange(5))
+    xy = 100.0 * np.column_stack([x.ravel(), y.ravel()])
+    spots = AnnData(obs=pd.DataFrame(index=[f"s{i}" for i in range(30)]), obsm={"spatial": xy})
+    spots.obsm["abundance"] = pd.DataFrame(np.ones((30, 1)), index=spots.obs_names, columns=["T"])
+    ax = panels(nk.pl.abundance(spots))["T, predicted"]
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    assert min(0 - left, right - 500, 0 - top, bottom - 400) > 50
 
 
 def test_one_slide_of_several(mapped, panels):

@@ -30,9 +30,9 @@ class Extent:
 
     @classmethod
     def of(cls, xy: NDArray[np.float64], *, pad: float = 0.015) -> Extent:
-        """The box of some cells, and a little more."""
+        """The box of some cells, and a little more, so that no dot is cut off: of spots, more than half their distance."""
         low, high = xy.min(axis=0), xy.max(axis=0)
-        margin = max(pad * float((high - low).max()), 5.0)
+        margin = max(pad * float((high - low).max()), 5.0, 0.6 * (spacing_um(xy) or 0.0))
         return cls(low[0] - margin, high[0] + margin, low[1] - margin, high[1] + margin)
 
     @property
@@ -58,14 +58,21 @@ def frame(ax: Axes, extent: Extent, *, title: str | None = None) -> None:
 
 def dot_area(xy: NDArray[np.float64], extent: Extent, width_in: float) -> float:
     """Area of a dot in points² at which neighboring cells just touch, in a panel ``width_in`` inches wide."""
+    spacing = spacing_um(xy)
+    if spacing is None:
+        return 20.0
+    points = spacing * 72 * width_in / extent.width
+    return float(np.clip(points**2, 0.15, 40.0))
+
+
+def spacing_um(xy: NDArray[np.float64]) -> float | None:
+    """Median distance of a cell's third nearest neighbor, µm; ``None`` of fewer than four cells."""
     from scipy.spatial import cKDTree
 
     if len(xy) < 4:
-        return 20.0
+        return None
     every = max(1, len(xy) // 5000)
-    spacing = np.median(cKDTree(xy).query(xy[::every], k=4)[0][:, 3])  # µm
-    points = spacing * 72 * width_in / extent.width
-    return float(np.clip(points**2, 0.15, 40.0))
+    return float(np.median(cKDTree(xy).query(xy[::every], k=4)[0][:, 3]))
 
 
 def dots(ax: Axes, xy: NDArray[np.float64], color: Any, area: float, **kwargs: Any) -> Any:
