@@ -37,7 +37,8 @@ from slide_stains import ARMS, stain_shift
 import nichekd as nk
 from nichekd._memory import keep_freed_memory
 from nichekd.models import Encoder, NicheStudent, register_encoder
-from nichekd.tl._evaluation_folder import EvaluationFolder, cells_of
+from nichekd.tl._evaluation_folder import EvaluationFolder
+from nichekd.tl._evaluation_made_of import cells_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

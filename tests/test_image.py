@@ -12,7 +12,8 @@ from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableMo
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation, set_transformation
 
 import nichekd as nk
-from nichekd._image import get_image, has_image, image_fingerprint, note_image, noted_mpp
+from nichekd._image import get_image, has_image, image_fingerprint
+from nichekd._image_notes import note_image, noted_mpp
 
 MPP = 0.5
 WIDTH, HEIGHT = 90, 60  # px

@@ -57,8 +57,8 @@ def find_frame(sdata: SpatialData, adata: AnnData, image_key: str, xy: NDArray[n
     region, instances = annotated(sdata, adata)
     image, element = sdata.images[image_key], sdata[region]
     systems = _shared_systems(image, element, image_key, region)
-    image_to = {cs: _matrix(image, cs, f"image {image_key!r}") for cs in systems}
-    element_to = {cs: _matrix(element, cs, f"element {region!r}") for cs in _systems(element)}
+    image_to = {cs: affine_to(image, cs, f"image {image_key!r}") for cs in systems}
+    element_to = {cs: affine_to(element, cs, f"element {region!r}") for cs in systems_of(element)}
     cs = systems[0]
     chains = [np.linalg.solve(image_to[name], element_to[name]) for name in systems]
     if any(not np.allclose(chains[0], other, rtol=1e-3, atol=1e-2) for other in chains[1:]):
@@ -70,8 +70,8 @@ def find_frame(sdata: SpatialData, adata: AnnData, image_key: str, xy: NDArray[n
     frames = {f"element {region!r}": element_to[cs]}
     frames |= {f"coordinate system {name!r}": element_to[cs] @ np.linalg.inv(m) for name, m in element_to.items()}
     for name, shapes in sdata.shapes.items():
-        if name != region and cs in _systems(shapes):
-            frames[f"element {name!r}"] = _matrix(shapes, cs, f"element {name!r}")
+        if name != region and cs in systems_of(shapes):
+            frames[f"element {name!r}"] = affine_to(shapes, cs, f"element {name!r}")
     places = _places(element, instances, region, xy)
     distances = {name: places.distance(np.linalg.solve(element_to[cs], m)) for name, m in frames.items()}
     best = min(frames, key=lambda name: distances[name])  # ties go to the element's own frame, the first
@@ -101,8 +101,9 @@ def annotated(sdata: SpatialData, adata: AnnData) -> tuple[str, NDArray[Any]]:
     regions = sorted(set(adata.obs[attributes["region_key"]].astype(str)))
     if len(regions) != 1:
         raise ValueError(
-            f"The table annotates {len(regions)} elements, {regions}. Take one section at a time: "
-            "sdata.filter_by_coordinate_system, or a table each."
+            f"The table annotates {len(regions)} elements, {regions[:10]}. Take one section at a time: "
+            "sdata.filter_by_coordinate_system, or a table each. If you wrote an annotation to "
+            f"obs[{attributes['region_key']!r}]: SpatialData keeps each cell's element there; give yours another name."
         )
     if regions[0] not in sdata:
         raise KeyError(
@@ -122,11 +123,11 @@ def element_to_pixels(sdata: SpatialData, name: str, image_key: str) -> NDArray[
     """
     image, element = sdata.images[image_key], sdata[name]
     system = _shared_systems(image, element, image_key, name)[0]
-    of_image = _matrix(image, system, f"image {image_key!r}")
-    return np.asarray(np.linalg.solve(of_image, _matrix(element, system, f"element {name!r}")), dtype=np.float64)
+    of_image = affine_to(image, system, f"image {image_key!r}")
+    return np.asarray(np.linalg.solve(of_image, affine_to(element, system, f"element {name!r}")), dtype=np.float64)
 
 
-def _systems(element: Any) -> list[str]:
+def systems_of(element: Any) -> list[str]:
     """Coordinate systems of an element, ``global`` first."""
     from spatialdata.transformations import get_transformation
 
@@ -135,7 +136,7 @@ def _systems(element: Any) -> list[str]:
 
 
 def _shared_systems(image: Any, element: Any, image_key: str, region: str) -> list[str]:
-    of_image, of_element = _systems(image), _systems(element)
+    of_image, of_element = systems_of(image), systems_of(element)
     shared = [name for name in of_image if name in of_element]
     if not shared:
         raise ValueError(
@@ -146,7 +147,7 @@ def _shared_systems(image: Any, element: Any, image_key: str, region: str) -> li
     return shared
 
 
-def _matrix(element: Any, system: str, what: str) -> NDArray[np.float64]:
+def affine_to(element: Any, system: str, what: str) -> NDArray[np.float64]:
     """(3, 3) affine of an element to a coordinate system, x and y only.
 
     Raises

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nichekd._frames import apply, find_frame, full_resolution
+from nichekd._image_notes import noted_mpp
 from nichekd._resolve import centres_um
 from nichekd._units import as_number, check_mpp, impossible_spacing, same_mpp, warn_if_pixels_of
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-ATTRS = "nichekd_images"  # sdata.attrs[ATTRS][image key]["mpp"]; SpatialData keeps no attributes of an image itself
 MOST_UNEQUAL = 1.1  # width over height of a pixel in µm; more is no microscope's
 WINDOWS, WINDOW = 8, 4  # the fingerprint looks at 8 × 8 windows of 4 × 4 px
 
@@ -135,17 +135,6 @@ def image_fingerprint(image: CellImage | da.Array | NDArray[np.uint8]) -> str:
     for window in dask.compute(*windows):
         digest.update(np.ascontiguousarray(window).tobytes())
     return digest.hexdigest()[:16]
-
-
-def note_image(sdata: SpatialData, image_key: str, *, mpp: float, source: str) -> None:
-    """Keep an image's µm per pixel and where it comes from in ``sdata.attrs``, for :func:`get_image` to check."""
-    sdata.attrs.setdefault(ATTRS, {})[image_key] = {"mpp": float(mpp), "source": source}
-
-
-def noted_mpp(sdata: SpatialData, image_key: str) -> float | None:
-    """What :func:`note_image` kept, or ``None``."""
-    noted = sdata.attrs.get(ATTRS, {}).get(image_key)
-    return None if noted is None else float(noted["mpp"])
 
 
 def _image_key(sdata: SpatialData, image_key: str | None) -> str:

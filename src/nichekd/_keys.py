@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 NOT_IN_A_KEY: Final = r"[^\w.\-]"
 
@@ -70,19 +70,23 @@ class Keys:
         return f"{name}_logits", f"{name}_proba", f"{niche}_entropy"
 
     @staticmethod
-    def check_student(niche: str) -> None:
-        """Refuse ``obs[niche]`` for a new student where that would overwrite what another method keeps beside it.
+    def check_writable(key: Any) -> None:
+        """Refuse a ``key`` that no file can hold.
 
         Raises
         ------
+        TypeError
+            If it is no string.
         ValueError
-            If its logits would be those of the default student, of the teacher, or of a baseline.
+            If it is empty, has a slash, or is a name that the file formats keep for themselves.
         """
-        name = niche.removeprefix("niche_")
-        if name in OWNERS:
+        if not isinstance(key, str):
+            raise TypeError(f"key_added={key!r} is a {type(key).__name__}; it has to be a string.")
+        if "/" in key:
+            raise ValueError(f"key_added={key!r}; files read a slash as a folder. Choose another, without one.")
+        if key in ("", ".", "..", "_index") or key.startswith("__") or "\0" in key:
             raise ValueError(
-                f"key_added={niche!r} would write obsm[{Keys.student(niche)[0]!r}], a name kept for {OWNERS[name]}. Choose "
-                "another, e.g. key_added='niche_second'."
+                f"key_added={key!r} is no name that a file can hold. Choose another, of letters and digits."
             )
 
     @staticmethod
@@ -98,15 +102,16 @@ class Keys:
 
         Raises
         ------
+        TypeError
+            If it is no string.
         ValueError
-            If it is another method's, or has a slash.
+            If it is another method's, or no name for a file.
         """
+        Keys.check_writable(name)
         if name != own and name in OWNERS:
             raise ValueError(
                 f"key_added={name!r} is kept for {OWNERS[name]}. Choose another, e.g. key_added='{own}_2'."
             )
-        if "/" in name:
-            raise ValueError(f"key_added={name!r}; files read a slash as a folder. Choose another, e.g. {own!r}.")
 
     @staticmethod
     def check_added(key: str, *inputs: str) -> None:
@@ -114,9 +119,12 @@ class Keys:
 
         Raises
         ------
+        TypeError
+            If it is no string.
         ValueError
-            If it would.
+            If it would, or is no name for a file.
         """
+        Keys.check_writable(key)
         if key == Keys.SPATIAL or key in inputs:
             holds = "the cells' centres" if key == Keys.SPATIAL else "what this is made of, or is judged by"
             raise ValueError(f"key_added={key!r} holds {holds}, which would be replaced. Name another.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from nichekd._keys import Keys, Split
 from nichekd._resolve import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -27,6 +29,8 @@ WRITERS: Final = {
     Keys.niche(Keys.HISTOLOGY_NOLAN): "nk.tl.histology_nolan",
     Keys.niche(Keys.HISTOLOGY_LEIDEN): "nk.tl.histology_leiden",
 }
+#: Of whole numbers in floats: beyond it they have gaps.
+LARGEST_LABEL: Final = 2**53
 
 
 def labels_of(adata: AnnData, key: str, *, run: str | None = None) -> pd.Categorical:
@@ -39,7 +43,7 @@ def labels_of(adata: AnnData, key: str, *, run: str | None = None) -> pd.Categor
     KeyError
         If the column is missing; names ``run``, the call that writes it.
     TypeError
-        If the column holds fractions, which are no labels.
+        If the column holds fractions or infinite numbers, which are no labels.
     ValueError
         If categories differ in type only, as 1 and "1".
     """
@@ -48,23 +52,39 @@ def labels_of(adata: AnnData, key: str, *, run: str | None = None) -> pd.Categor
         values = column.array
     else:
         if pd.api.types.is_float_dtype(column):
-            whole = column.dropna()
-            if not (whole == whole.round()).all():
+            known = column.dropna().astype(float)
+            no_label = known[(known != known.round()) | (known.abs() > LARGEST_LABEL)]
+            if len(no_label):
                 raise TypeError(
-                    f"obs[{key!r}] holds fractions ({whole.iloc[0]:.3g}, …), not labels. "
+                    f"obs[{key!r}] holds fractions or infinite numbers ({no_label.iloc[0]:.3g}, …), not labels. "
                     f"Name a column of labels; obs has {_label_columns(adata)}."
                 )
             column = column.astype("Int64")
         text = column.astype("string")
         values = pd.Categorical(text, categories=natural_order(text.dropna().unique()))
-    names = [str(name) for name in values.categories]
-    if same := sorted({name for name in names if names.count(name) > 1}):
-        found = [name for name in values.categories if str(name) in same]
+    return values.rename_categories(distinct_names(values.categories, key))
+
+
+def distinct_names(categories: Iterable[Any], key: str) -> list[str]:
+    """The categories of ``obs[key]`` as text.
+
+    Raises
+    ------
+    ValueError
+        If some differ in type only, as 1 and "1".
+    """
+    if same := alike(categories):
         raise ValueError(
-            f"obs[{key!r}] has categories that read alike, {found}. Make one of them: "
+            f"obs[{key!r}] has categories that read alike, {same}. Make one of them: "
             f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).astype('category'), or rename them."
         )
-    return values.rename_categories(names)
+    return [str(name) for name in categories]
+
+
+def alike(names: Iterable[Any]) -> list[Any]:
+    """Those of ``names`` that read as another of them does."""
+    times = Counter(map(str, names))
+    return [name for name in names if times[str(name)] > 1]
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
@@ -86,6 +106,8 @@ def niche_keys(
         If a key is missing, or none was named and there is none.
     ValueError
         If ``keys`` is empty or names a column twice.
+    TypeError
+        If ``keys`` is neither a name nor names.
     """
     if keys is None:
         others = [
@@ -103,6 +125,8 @@ def niche_keys(
                 "Run nk.tl.distill, or name the columns by keys=."
             )
         return found
+    if not isinstance(keys, Iterable):
+        raise TypeError(f"keys={keys!r}; it has to be a column of obs, or a list of columns.")
     found = [keys] if isinstance(keys, str) else list(keys)
     if not found or len(set(found)) < len(found):
         raise ValueError(f"keys={found}: name at least one column of obs, each once; or leave keys out.")
@@ -118,11 +142,15 @@ def subset_mask(adata: AnnData, subset: str | None, *, split_key: str = Keys.SPL
     ------
     KeyError
         If a subset is named and there is no split.
+    TypeError
+        If ``subset`` is no name.
     ValueError
         If the split has no such cells.
     """
     if subset is None:
         return np.ones(adata.n_obs, dtype=bool)
+    if not isinstance(subset, str):
+        raise TypeError(f"subset={subset!r}; it has to be one of {list(Split.ALL)}, or None for all cells.")
     if split_key not in adata.obs:
         raise KeyError(
             f"subset={subset!r}, but obs[{split_key!r}] is missing; obs has {sorted(map(str, adata.obs.columns))}. "

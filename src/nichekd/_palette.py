@@ -48,8 +48,8 @@ def shared_colors(adata: AnnData, keys: Sequence[str], *, reference: str | None)
     """Colours per column, matched niches alike; written to ``uns["<key>_colors"]``.
 
     ``reference`` keeps the colours it has. A column that :func:`nichekd.tl.match_niches` matched to it, and that has
-    not changed since, keeps its own. The student's niches are the reference's by name, for it was distilled from it.
-    Any other column is matched here, by the overlap of cells.
+    not changed since, keeps its own, but for an unmatched niche in a colour of another column. The student's niches are
+    the reference's by name, for it was distilled from it. Any other column is matched here, by the overlap of cells.
     """
     if reference is None or reference not in adata.obs:
         return {key: colors_of(adata, key) for key in keys}
@@ -60,11 +60,13 @@ def shared_colors(adata: AnnData, keys: Sequence[str], *, reference: str | None)
             continue
         labels = labels_of(adata, key)
         kept = _stored(adata, key, len(labels.categories))
+        taken = [color for other in colors.values() for color in other.values()]
         if kept is None or not is_matched(adata, key, labels, reference, target):
             matched = match(adata, key, labels, reference, target)
-            taken = [color for other in colors.values() for color in other.values()]
             kept = matched_colors(labels.categories, matched, colors[reference], taken=taken)
-            adata.uns[Keys.colors(key)] = kept
+        else:  # the matching knew of no third column
+            kept = _unlike(kept, colors[reference].values(), taken)
+        adata.uns[Keys.colors(key)] = kept
         colors[key] = dict(zip(labels.categories, kept, strict=True))
     return colors
 
@@ -77,6 +79,13 @@ def matched_colors(
     alone = [name for name in names if name not in matched]
     own = dict(zip(alone, palette(len(alone), taken=[*reference.values(), *taken]), strict=True))
     return [reference[matched[name]] if name in matched else own[name] for name in names]
+
+
+def _unlike(colors: list[str], shared: Iterable[str], taken: list[str]) -> list[str]:
+    """``colors``, with new ones for those that are ``taken`` and not ``shared`` with the reference."""
+    clashing = sorted(set(colors) & set(taken) - set(shared))
+    new = dict(zip(clashing, palette(len(clashing), taken=[*taken, *colors]), strict=True))
+    return [new.get(color, color) for color in colors]
 
 
 def match(adata: AnnData, key: str, labels: pd.Categorical, reference: str, target: pd.Categorical) -> dict[str, str]:

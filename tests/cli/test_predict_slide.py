@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
+from shapely.geometry import shape
 
 import nichekd as nk
 
@@ -224,6 +225,11 @@ def test_brought_nuclei_and_cells_of_no_niche(clinic, tmp_path, nichekd):
     assert spatialdata.transformations.get_transformation(sdata["he_overview"]).to_affine_matrix(
         ("x", "y"), ("x", "y")
     )[0, 0] == pytest.approx(2.0)
+    nk.io.write_geojson(sdata, tmp_path / "again.geojson")  # in pixels of the slide, not of its overview
+    first, again = (
+        json.loads(path.read_text())["features"][0] for path in (out / "niches.geojson", tmp_path / "again.geojson")
+    )
+    np.testing.assert_allclose(shape(again["geometry"]).bounds, shape(first["geometry"]).bounds, atol=0.02)
 
 
 def test_cells_that_there_are_and_a_student_of_a_hub(clinic, tmp_path, nichekd, monkeypatch, unpictured):

@@ -189,6 +189,17 @@ def test_affine_that_is_none(adata, image, affine):
         nk.io.paired(adata, image, affine=affine)
 
 
+@pytest.mark.parametrize("affine", ["x", [[1, 0, 0], [0, 1]], [[1, 0, None], [0, 1, "a"]]])
+def test_affine_without_numbers(adata, image, affine):
+    with pytest.raises(TypeError, match=r"affine=.* is no matrix of numbers.*has to be \(2, 3\)"):
+        nk.io.paired(adata, image, affine=affine)
+
+
+def test_mpp_without_number_beside_an_affine(adata, image):
+    with pytest.raises(TypeError, match="mpp= is 'half'"):
+        nk.io.paired(adata, image, mpp="half", affine=[[0.5, 0, 0], [0, 0.5, 0]])
+
+
 def test_affine_that_cannot_be_inverted(adata, image):
     with pytest.raises(ValueError, match="can't be inverted"):
         nk.io.paired(adata, image, affine=[[0.5, 0.5, 0], [0.5, 0.5, 0]])
@@ -206,6 +217,11 @@ def test_affine_the_wrong_way_round(adata, image):
 def test_not_a_table(image):
     with pytest.raises(TypeError, match="adata is a dict"):
         nk.io.paired({}, image, mpp=0.5)
+
+
+def test_no_cells(adata, image):
+    with pytest.raises(ValueError, match=r"no cells.*nk\.io\.slide"):
+        nk.io.paired(adata[:0].copy(), image, mpp=0.5)
 
 
 def test_no_centres(adata, image):
@@ -241,8 +257,26 @@ def test_repeated_names(adata, image):
 
 
 def test_one_name_for_two_elements(adata, image):
-    with pytest.raises(ValueError, match="have to differ"):
-        nk.io.paired(adata, image, mpp=0.5, image_key="cells")
+    for keys in ({"image_key": "cells"}, {"image_key": "Cells"}, {"image_key": "table"}):
+        with pytest.raises(ValueError, match="have to differ"):
+            nk.io.paired(adata, image, mpp=0.5, **keys)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "__he", "a b/c", "he\n"])
+def test_names_that_no_element_can_have(adata, image, name):
+    for key in ("image_key", "table_key"):
+        with pytest.raises(ValueError, match=f"{key}=.* can't name an element"):
+            nk.io.paired(adata, image, mpp=0.5, **{key: name})
+
+
+@pytest.mark.parametrize("name", ["_he", ".he", "H-e.2", "färbung", "切片"])
+def test_names_that_elements_can_have(adata, image, name):
+    assert name in nk.io.paired(adata, image, mpp=0.5, image_key=name).images
+
+
+def test_a_name_that_is_no_text(adata, image):
+    with pytest.raises(TypeError, match="image_key=3 is a int"):
+        nk.io.paired(adata, image, mpp=0.5, image_key=3)
 
 
 def test_shapes_that_do_not_fit(adata, image):
@@ -251,6 +285,12 @@ def test_shapes_that_do_not_fit(adata, image):
         nk.io.paired(adata, image, mpp=0.5, shapes=outlines.iloc[1:])
     with pytest.raises(ValueError, match=r"lie a median .* µm from the cells' centres"):
         nk.io.paired(adata, image, mpp=0.5, shapes=outlines.scale(9, 9, origin=(0, 0)).to_frame("geometry"))
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 3), (3, 0, 5), (5, 0, 4)])
+def test_image_without_pixels(adata, shape):
+    with pytest.raises(ValueError, match=r"image has shape .*no pixels"):
+        nk.io.paired(adata, np.zeros(shape, dtype=np.uint8), mpp=0.5)
 
 
 def test_image_that_is_none(adata):

@@ -159,6 +159,15 @@ def test_absurd_mpp(tmp_path, rgb):
             nk.io.slide(tmp_path / "x.ome.tif", mpp=mpp)
 
 
+@pytest.mark.parametrize("name", ["a b", "", "a/b"])
+def test_a_name_that_no_image_can_have(tmp_path, name):
+    """Said before the file is looked for."""
+    with pytest.raises(ValueError, match=r"image_key=.* can't name an element"):
+        nk.io.slide(tmp_path / "x.svs", image_key=name)
+    with pytest.raises(TypeError, match="image_key=3 is a int"):
+        nk.io.slide(tmp_path / "x.svs", image_key=3)
+
+
 @pytest.mark.parametrize("name", ["x.svs", "x.ndpi", "x.mrxs", "x.ome.tif"])
 def test_not_a_slide(tmp_path, name):
     (tmp_path / name).write_text("Dear colleague, please find attached the slide.")

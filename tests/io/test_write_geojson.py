@@ -12,6 +12,8 @@ import pytest
 from anndata import AnnData
 from shapely import MultiPolygon, Point, Polygon, box
 from shapely.geometry import shape
+from spatialdata import bounding_box_query, read_zarr
+from spatialdata.transformations import Affine, set_transformation
 
 import nichekd as nk
 from nichekd.io._geojson import read_polygons
@@ -95,6 +97,33 @@ def test_what_was_written_is_read(sdata, tmp_path):
     back = read_polygons(tmp_path / "x.geojson")
     assert len(back) == N
     assert [name for name in back["classification"] if name] == sdata["table"].obs["niche"].dropna().tolist()
+
+
+def test_a_piece_of_a_slide_is_written_where_the_slide_has_it(sdata, tmp_path):
+    """Cut out, stored and read again, cells keep their places on the file that QuPath shows."""
+    nk.io.write_geojson(sdata, tmp_path / "whole.geojson")
+    whole = {f["properties"]["name"]: f["geometry"] for f in load(tmp_path / "whole.geojson")}
+    piece = bounding_box_query(
+        sdata, ("x", "y"), min_coordinate=[15, 12], max_coordinate=[55, 60], target_coordinate_system="global"
+    )
+    piece.write(tmp_path / "piece.zarr")
+    for cut in (piece, read_zarr(tmp_path / "piece.zarr")):
+        nk.io.write_geojson(cut, tmp_path / "piece.geojson")
+        features = load(tmp_path / "piece.geojson")
+        assert 0 < len(features) < N
+        assert cut["he"].shape != sdata["he"].shape
+        for feature in features:
+            here, there = (shape(part) for part in (feature["geometry"], whole[feature["properties"]["name"]]))
+            assert here.centroid.distance(there.centroid) < 0.02
+
+
+def test_an_image_moved_since_is_still_whole(sdata, tmp_path):
+    """Registration moves the cells on the image; the image's pixels stay the file's."""
+    shift = Affine([[-0.5, 0, 101], [0, 0.5, 4], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y"))
+    set_transformation(sdata["he"], shift)
+    nk.io.write_geojson(sdata, tmp_path / "niches.geojson")
+    x = shape(load(tmp_path / "niches.geojson")[0]["geometry"]).centroid.x
+    assert x == pytest.approx((101 - sdata["table"].obsm["spatial"][0, 0]) / 0.5, abs=0.02)
 
 
 def test_cells_without_outlines_are_points(cells, tmp_path):

@@ -1,6 +1,7 @@
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -148,7 +149,7 @@ def test_card_of_features_nobody_recorded(student):
 
 
 def test_card_tells_protocol_and_limits(student):
-    about = {"n_groups": 3, "n_neighbors": [48.0, 52.5], "mpp": [0.25, 0.25]}
+    about = {"n_neighbors": [48.0, 52.5], "mpp": [0.25, 0.25]}
     dense = FEATURES | {"mode": "dense", "stride_px": 112, "stain": "macenko"}
     training = {"n_cells": 100, "data": "two sections of pancreas", "before": {"n_cells": 7}}
     card = student.configure(training_range=about, features=dense, training=training).card()
@@ -372,3 +373,101 @@ def test_the_encoder_of_another_student_is_refused(student, with_encoder, tmp_pa
         NicheStudent.load(tmp_path)
     with pytest.raises(FileExistsError, match="name another folder"):
         student.save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"niche_names": ["a"]}, r"can't have \{'niche_colors'"),
+        ({"niche_names": ["a"], "niche_colors": ["red"]}, r"niche_names=\('a',\) does not fit .* 'stroma'\)"),
+        ({"niche_names": ["a", "a", "b"]}, "niche_names are different strings"),
+        ({"niche_names": [1, 2, 3]}, r"can't have \{'niche_names': \[1, 2, 3\]"),
+        ({"niche_colors": ["zz", "red", "blue"]}, r"can't have \{'niche_colors': \['zz'"),
+        ({"calibration": 0}, r"\{'calibration': 0\}: .*calibration are above 0"),
+        ({"calibration": "x"}, r"\{'calibration': 'x'\}"),
+        ({"calibration": True}, r"\{'calibration': True\}"),
+        ({"radius": float("nan")}, r"\{'radius': nan\}"),
+        ({"training": None}, r"\{'training': None\}"),
+        ({"n_features": 10}, "n_features=10 does not fit the student's weights"),
+        ({"network": NeighborhoodConfig.preset("pooling", 6, d_model=16)}, "network=.* does not fit"),
+        ({"training_range": {"n_groups": 3}}, r"training_range=\{'n_groups': 3\} does not fit"),
+    ],
+)
+def test_values_that_no_folder_could_be_loaded_with(student, folder, changes, message):
+    before = student.config
+    with pytest.raises(ValueError, match=message):
+        student.configure(**changes)
+    assert student.config is before
+    assert NicheStudent.load(student.save(folder)).config == before
+
+
+def test_a_value_that_there_is_not(student):
+    with pytest.raises(TypeError, match=r"config has no \['foo'\]; it has .*'niche_names'"):
+        student.configure(foo=1)
+
+
+def test_values_are_kept_as_a_folder_keeps_them(student, folder):
+    student.configure(niche_names=["a", "b", "c"], calibration=np.float32(0.5), radius=20)
+    assert student.config.niche_names == ("a", "b", "c")
+    assert NicheStudent.load(student.save(folder)).config == student.config
+
+
+def test_features_of_another_encoder_than_its_own(with_encoder):
+    with pytest.raises(ValueError, match="features=.* does not fit"):
+        with_encoder.configure(features=FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("README.md", "# My project"), ("config.json", '{"mine": 1}'), ("config.json", "not JSON")]
+)
+def test_files_of_somebody_else_are_not_replaced(student, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FileExistsError, match=f"{name} would be replaced.*Name another folder"):
+        student.save(tmp_path)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, content)]
+
+
+def test_other_files_stay(student, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    student.save(tmp_path)
+    student.save_pretrained(tmp_path)
+    student.save_pretrained(tmp_path)  # takes the config away, and leaves the card
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "README.md", "config.json", "notes.txt", "student.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_model_stays_whole_until_the_next_is_written(student, folder):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    torch.nn.init.ones_(student.head.weight)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        student.configure(training={"data": object()}).save(folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_process_that_was_killed_between_two_files(student, folder, tmp_path):
+    """The weights have taken their place, the config that goes with them lies beside the old one."""
+    torch.nn.init.ones_(student.head.weight)
+    newer = student.configure(radius=20.0).save(tmp_path / "newer")
+    (folder / "student.safetensors").write_bytes((newer / "student.safetensors").read_bytes())
+    (folder / ".config.nichekd-new.json").write_bytes((newer / "config.json").read_bytes())
+    loaded = NicheStudent.load(folder)
+    assert loaded.config == student.config
+    assert loaded.head.weight.equal(student.head.weight)
+    student.configure(radius=30.0).save(folder)
+    assert NicheStudent.load(folder).config.radius == 30.0
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "student.safetensors"]
+
+
+def test_what_takes_its_place_is_ready_before_the_first_does(student, folder, monkeypatch):
+    left = []
+    replace_ = Path.replace
+
+    def replacing(new, path):
+        left.append(sorted(file.name for file in folder.glob(".*nichekd-new*")))
+        return replace_(new, path)
+
+    monkeypatch.setattr(Path, "replace", replacing)
+    student.save(folder)
+    assert len(left[0]) == 3
+    assert ".config.nichekd-new.json" in left[1]

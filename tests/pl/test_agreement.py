@@ -94,6 +94,19 @@ def test_seeds_become_mean_and_sd(table):
     assert spread(ax) == pytest.approx([np.std([-0.1, 0.1], ddof=1)] * 2)
 
 
+def test_no_bar_of_error_where_there_is_one_seed(table):
+    table = table[(table["K"] == 10) & ~((table["key"] == "niche_histology_nolan") & (table["ARI"] < 0.3))]
+    (ax,) = metric(nk.pl.agreement(table.drop(columns="K")), "Adjusted")
+    assert spread(ax) == pytest.approx([np.std([-0.1, 0.1], ddof=1)])
+
+
+def test_no_line_runs_through_a_value(table):
+    fig = nk.pl.agreement(table)
+    fig.canvas.draw()
+    for ax in (ax for ax in fig.axes if ax.texts):
+        assert all(text.get_window_extent().x0 > ax.get_window_extent().x1 for text in ax.texts)
+
+
 def test_an_sd_that_is_given(cells):
     table = nk.tl.agreement(cells).assign(ARI_sd=[0.1, 0.2])
     (ax,) = metric(nk.pl.agreement(table), "Adjusted")

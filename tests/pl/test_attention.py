@@ -52,6 +52,8 @@ def test_bad_input(attended):
         nk.pl.attention(attended, key="niche")
     with pytest.raises(KeyError, match=r"no slides \['three'\]; it has \['one', 'two'\]"):
         nk.pl.attention(attended, library_key="slide", libraries=["three"])
+    with pytest.raises(ValueError, match=r"libraries=\[\] names no slide\. Name some of \['one', 'two'\]"):
+        nk.pl.attention(attended, library_key="slide", libraries=[])
     with pytest.raises(KeyError, match="without a library_key="):
         nk.pl.attention(attended, libraries="one")
     attended.obs["attention"] = 0.0

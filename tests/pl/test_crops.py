@@ -97,6 +97,12 @@ def test_bad_input(slide, cells):
         nk.pl.crops(cells)
     with pytest.raises(ValueError, match="n_crops=0"):
         nk.pl.crops(slide, n_crops=0)
+    with pytest.raises(ValueError, match=r"n_crops=1\.5; it has to be a whole number"):
+        nk.pl.crops(slide, n_crops=1.5)
+    with pytest.raises(ValueError, match=r"crop_px=1\.5; it has to be a whole number"):
+        nk.pl.crops(slide, crop_px=1.5)
+    with pytest.raises(ValueError, match=r"crop_px=100000: .* GiB.*Choose a smaller"):
+        nk.pl.crops(slide, crop_px=10**5)
     with pytest.raises(KeyError, match=r"niche_other.*is missing"):
         nk.pl.crops(slide, key="niche_other")
     with pytest.raises(KeyError, match=r"histology_leiden_proba.*is missing"):

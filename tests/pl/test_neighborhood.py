@@ -86,13 +86,39 @@ def test_no_split(cells):
     assert len(near) == (np.hypot(*(cells.obsm["spatial"] - cells.obsm["spatial"][TEST]).T) <= 25).sum() - 1
 
 
+@pytest.mark.parametrize("crop_px", [0, -5, 1.5])
+def test_a_crop_of_no_size(slide, crop_px):
+    with pytest.raises(ValueError, match=f"crop_px={crop_px}; it has to be a whole number, at least 1"):
+        nk.pl.neighborhood(slide, cell=TRAIN, crop_px=crop_px)
+
+
+def test_a_crop_that_no_memory_holds(slide):
+    import matplotlib.pyplot as plt
+
+    with pytest.raises(ValueError, match=r"crop_px=100000: .* 27\.9 GiB.*Choose a smaller"):
+        nk.pl.neighborhood(slide, cell=TRAIN, crop_px=10**5)
+    assert not plt.get_fignums()
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique:UserWarning")
+def test_a_name_of_several_cells(cells):
+    cells.obs_names = ["c" if i in (3, 7) else f"cell{i}" for i in range(400)]
+    with pytest.raises(
+        ValueError, match="2 cells are called 'c'.* position of one, such as 3, .*obs_names_make_unique"
+    ):
+        nk.pl.neighborhood(cells, cell="c")
+    assert nk.pl.neighborhood(cells, cell="cell4")
+
+
 def test_bad_input(cells):
     with pytest.raises(KeyError, match="no cell 'cell400'.*'cell0' to 'cell399'"):
         nk.pl.neighborhood(cells, cell="cell400")
-    with pytest.raises(IndexError, match="cell=400, and there are 400"):
+    with pytest.raises(ValueError, match="cell=400, and there are 400 cells.* from 0 to 399, or from -400 to -1"):
         nk.pl.neighborhood(cells, cell=400)
     with pytest.raises(TypeError, match="1.5 is a float"):
         nk.pl.neighborhood(cells, cell=1.5)
+    with pytest.raises(TypeError, match="True is a bool"):
+        nk.pl.neighborhood(cells, cell=True)
     with pytest.raises(KeyError, match=r"obs\['region'\] is missing"):
         nk.pl.neighborhood(cells, cell=0, color_key="region")
     del cells.uns["nichekd"]["radius"]

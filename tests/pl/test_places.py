@@ -64,6 +64,22 @@ def test_all_maps_do_so():
     assert len(np.unique(np.concatenate(parts), axis=0)) == 2 * N
 
 
+@pytest.mark.parametrize("corner", [(0, 0), (300, 25)])
+def test_each_section_has_its_own_frame(corner):
+    adata = several([(0, 0), corner])
+    adata.obs["split"] = np.where(adata.obsm["spatial"][:, 1] > np.repeat([30, corner[1] + 10], N), "test", "train")
+    fig = nk.pl.niches(adata)
+    boxes = [patch.get_bbox() for patch in fig.axes[0].patches if patch.get_gid() == "test"]
+    assert len(boxes) == 2
+    for box, xy, is_test in zip(
+        boxes, np.split(drawn(fig), 2), np.split((adata.obs["split"] == "test").to_numpy(), 2), strict=True
+    ):
+        inside = (xy > (box.x0, box.y0)).all(axis=1) & (xy < (box.x1, box.y1)).all(axis=1)
+        assert inside[is_test].all()
+        assert inside[~is_test].mean() < 0.2
+        assert box.width < 140
+
+
 def test_sections_on_one_image_stay_on_it(tmp_path):
     adata = several([(0, 0), (60, 30)])  # their boxes overlap
     sdata = nk.io.paired(adata, np.full((200, 400, 3), 200, dtype=np.uint8), mpp=0.5)

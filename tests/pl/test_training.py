@@ -29,7 +29,7 @@ def test_losses_share_a_panel(trained):
         "validation cells": [[10, 3.5], [30, 1.5]],
     }
     assert curves(ari) == {"validation cells": [[10, 0.1], [30, 0.5]]}
-    assert (loss.get_ylabel(), loss.get_xlabel()) == ("Loss", "step")
+    assert (loss.get_ylabel(), loss.get_xlabel()) == ("Loss", "step, one in 10")
     assert ari.get_ylabel() == "ARI against the teacher"
     assert loss.get_title("left") == "nk.tl.distill"
 
@@ -41,6 +41,23 @@ def test_a_row_per_training(trained, tmp_path):
     assert titles == ["nk.tl.distill", "nk.tl.nolan"]
     assert len(nk.pl.training(trained, function="nolan").axes) == 2
     assert (tmp_path / "training.png").exists()
+
+
+def test_epochs_are_whole(cells):
+    cells.uns["nichekd"]["distill"] = {"history": {"epoch": np.arange(1.0, 4), "train_loss": np.ones(3)}}
+    (ax,) = nk.pl.training(cells).axes
+    assert ax.get_xlabel() == "epoch"
+    assert not np.mod(ax.get_xticks(), 1).any()
+
+
+def test_steps_that_are_not_shown_are_told(cells):
+    history = {"step": np.arange(0.0, 300, 20), "train_loss": np.ones(15)}
+    cells.uns["nichekd"] |= {"nolan": {"history": history}, "distill": {"history": history}}
+    labels = {ax.get_title("left"): ax.get_xlabel() for ax in nk.pl.training(cells).axes}
+    assert labels == {
+        "nk.tl.nolan": "step after the warm start, one in 20",
+        "nk.tl.distill": "step, one in 20",
+    }
 
 
 def test_after_a_reload(trained, tmp_path):

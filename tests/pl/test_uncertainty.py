@@ -22,13 +22,23 @@ def test_with_a_score_of_novelty(cells, panels, tmp_path):
 
 
 def test_a_slide_with_nothing_new_does_not_look_as_if_it_had(cells, panels):
-    """Its highest score is pale, where the colours of another slide's begin."""
-    cells.obs["niche_ood"] = np.linspace(0, 0.9, 400)
-    dots = panels(nk.pl.uncertainty(cells, keys="niche_ood"))["How unlike the training tissue"].collections[0]
-    assert dots.get_clim() == (0, 2)
-    cells.obs["niche_ood"] *= 10
-    dots = panels(nk.pl.uncertainty(cells, keys="niche_ood"))["How unlike the training tissue"].collections[0]
-    assert dots.get_clim()[1] == pytest.approx(9, rel=0.01)
+    """A score has one colour on all slides: blue below 1, red above, and far out neither."""
+    found = {}
+    for top in (0.9, 3.0, 60.0):
+        cells.obs["niche_ood"] = np.linspace(0, top, 400)
+        fig = nk.pl.uncertainty(cells, keys="niche_ood")
+        dots = panels(fig)["How unlike the training tissue"].collections[0]
+        found[top] = dots.to_rgba([0.5, 0.9, 1.1, 3.0, 6.0, 60.0]).tolist()
+        bar = dots.colorbar
+        assert bar.extend == "max"
+        assert 1 in bar.get_ticks()
+    assert found[0.9] == found[3.0] == found[60.0]
+    for red, _, blue, _ in found[3.0][:2]:
+        assert blue > red
+    for red, _, blue, _ in found[3.0][2:4]:
+        assert red > blue
+    assert found[3.0][4] == found[3.0][5], "capped"
+    assert sum(found[3.0][4][:3]) > 0.8, "and not black"
 
 
 def test_subset(cells, panels):

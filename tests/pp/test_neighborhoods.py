@@ -267,3 +267,16 @@ def test_centres_in_pixels_are_suspected(pancreas_cells):
     pancreas_cells.obsm["spatial"] = pancreas_cells.obsm["spatial"] / 0.274
     with pytest.warns(UserWarning, match=r"\*= mpp"):
         nk.pp.neighborhoods(pancreas_cells, radius=180)
+
+
+def test_strips_that_are_narrow_for_the_radius_are_told(caplog):
+    """Where most test neighborhoods are cut off, niches are the strip's doing; where few are, nothing is said."""
+    rng = np.random.default_rng(0)
+    y = np.sort(rng.uniform(0, 400, 1200))
+    split = np.select([(y >= 100) & (y < 130)], ["test"], "train")
+    cells = AnnData(obs={"split": split}, obsm={"spatial": np.column_stack([rng.uniform(0, 400, 1200), y])})
+    nk.pp.neighborhoods(cells, radius=11)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    nk.pp.neighborhoods(cells, radius=60)
+    (warning,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert "n_neighbors" in warning.getMessage()

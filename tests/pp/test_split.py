@@ -326,3 +326,28 @@ def test_features_that_see_more_than_the_split_leaves():
     with pytest.warns(UserWarning, match=r"obsm\['X_color'\] 32 µm.*split by crop_px=64"):
         nk.pp.split(sdata, crop_px=16)
     nk.pp.split(sdata, crop_px=64)
+
+
+def test_a_split_replaces_splits_only(adata):
+    nk.pp.split(adata, crop_px=0)
+    nk.pp.split(adata, crop_px=0, key_added="fold")
+    nk.pp.split(adata, crop_px=0)  # no longer the one that is recorded
+    adata.obs["folds"] = np.arange(adata.n_obs) % 5
+    adata.obs["slide"] = "a"
+    for key, library in (("folds", None), ("slide", "slide"), ("niche", None), ("n_neighbors", None)):
+        before = adata.obs.copy()
+        with pytest.raises(ValueError, match=f"key_added='{key}' .*Choose another|key_added='{key}' .*choose another"):
+            nk.pp.split(adata, crop_px=0, key_added=key, library_key=library)
+        assert adata.obs.equals(before)
+
+
+def test_a_split_of_somebody_else_is_not_replaced(adata):
+    adata.obs["split"] = np.where(np.arange(adata.n_obs) % 2, "train", "test")
+    with pytest.raises(ValueError, match=r"replace obs\['split'\], which nk.pp.split did not write.*rename"):
+        nk.pp.split(adata, crop_px=0)
+
+
+@pytest.mark.parametrize(("key", "error"), [(3, TypeError), ("", ValueError), ("a/b", ValueError)])
+def test_a_name_that_no_file_can_hold(adata, key, error):
+    with pytest.raises(error, match="key_added="):
+        nk.pp.split(adata, crop_px=0, key_added=key)

@@ -147,3 +147,13 @@ def test_no_cell_has_both_labels():
 def test_no_table():
     with pytest.raises(TypeError, match="ndarray"):
         nk.tl.agreement(np.zeros(3))
+
+
+def test_a_student_of_other_labels_is_told_what_to_be_compared_with(caplog):
+    labels = {"niche_teacher": list("aabb"), "cluster": list("abab"), "niche_cl": list("xyxy"), "split": ["test"] * 4}
+    adata = AnnData(obs=labels, uns={"nichekd": {"distill_niche_cl": {"teacher": "cluster"}}})
+    nk.tl.agreement(adata, keys="niche_cl", reference="cluster")
+    assert not caplog.records
+    nk.tl.agreement(adata, keys="niche_cl")
+    assert "taught by obs['cluster']" in caplog.text
+    assert "reference='cluster'" in caplog.text

@@ -172,6 +172,7 @@ def test_teacher_by_labels_with_gaps(taught_cells, distill):
 @pytest.mark.filterwarnings("ignore:Changing the sparsity structure")  # scanpy's, on its own graph
 @pytest.mark.filterwarnings(r"ignore:\s*In the future, the default backend for leiden:FutureWarning")
 @pytest.mark.filterwarnings("ignore:The `igraph` implementation of leiden:FutureWarning")  # the same of scanpy 1.12
+@pytest.mark.filterwarnings("ignore:No training cell has the label")
 def test_teacher_by_squidpy(taught_cells, quickly):
     import squidpy as sq
 
@@ -242,7 +243,11 @@ def test_a_large_section_keeps_the_student_that_validated_best(taught_cells, mon
         ({"embedding": "X_nothing"}, KeyError, "X_nothing.*Run nk.pp.expression_features"),
         ({"sizes": {"width": 64}}, TypeError, r"names \['width'\].*it has .*'d_model'"),
         ({"sizes": {"d_model": 30}}, ValueError, "d_model=30 is not a multiple of n_heads=4"),
+        ({"sizes": {"n_frequencies": -1}}, ValueError, "n_frequencies=-1"),
+        ({"sizes": {"n_layers": 1.5}}, TypeError, "n_layers=1.5, which has to be a whole number"),
+        ({"sizes": {"dropout": "a"}}, TypeError, "dropout='a', which has to be a number"),
         ({"preset": "huge"}, ValueError, "no preset 'huge'"),
+        ({"fit": {"max_epochs": 3}}, TypeError, "fit is a dict; it has to be an nk.tl.FitSettings"),
     ],
 )
 def test_mistakes_are_found_before_the_image_is_encoded(wrong, error, message, monkeypatch):
@@ -333,8 +338,9 @@ def test_teacher_that_is_no_number(taught_cells, quickly):
 
 
 def test_teacher_of_floats(taught_cells, quickly):
-    with pytest.raises(TypeError, match=r"obs\['niche_entropy'\] holds floats.*astype\('category'\)"):
-        quickly(taught_cells, teacher="niche_entropy")
+    taught_cells.obs["score"] = taught_cells.obs["niche_entropy"]
+    with pytest.raises(TypeError, match=r"obs\['score'\] holds floats.*astype\('category'\)"):
+        quickly(taught_cells, teacher="score")
 
 
 def test_teacher_that_says_nothing(taught_cells, quickly):
@@ -495,3 +501,40 @@ def test_all_steps_run_on_the_device(monkeypatch, quick_nolan):
     monkeypatch.setattr(nk.settings, "device", "nowhere")  # whatever asks for it fails
     nk.tl.distill(sdata, K=3, fit=ONE_EPOCH, device="cpu")
     assert devices == ["cpu"]
+
+
+def test_labels_that_read_alike_cannot_teach(taught_cells):
+    taught_cells.obs["mixed"] = pd.Series([1, "1", 2] * 500, dtype=object, index=taught_cells.obs_names)
+    with pytest.raises(ValueError, match=r"obs\['mixed'\] has categories that read alike, \[1, '1'\]"):
+        resolve_teacher(taught_cells, "mixed")
+    frame = pd.DataFrame(taught_cells.obsm["teacher_logits"], columns=["a", "b", "a"])
+    with pytest.raises(ValueError, match=r"columns that read alike, \['a', 'a'\]"):
+        resolve_teacher(taught_cells, frame)
+
+
+def test_stored_colors_that_are_none_are_not_taken(taught_cells):
+    taught_cells.uns["niche_teacher_colors"] = ["no colour", "#222222", "#333333"]
+    assert all(color.startswith("#") for color in resolve_teacher(taught_cells, "niche_teacher").colors)
+    taught_cells.uns["niche_teacher_colors"] = np.eye(3)
+    assert resolve_teacher(taught_cells, "niche_teacher").colors == ("#ff0000", "#00ff00", "#0000ff")
+
+
+def test_a_label_without_a_training_cell_is_warned_of(taught_cells, quickly):
+    train = taught_cells.obs["split"] == "train"
+    taught_cells.obs["label"] = np.where(train, "a", "t")
+    with pytest.warns(UserWarning, match=r"No training cell has the label 't'.*test_strip="):
+        assert quickly(taught_cells, teacher="label").n_niches == 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_features_that_are_too_large(taught_cells, quickly, dtype):
+    taught_cells.obsm["X_image"] = np.full((taught_cells.n_obs, 4), 1e30, dtype=dtype)
+    with pytest.raises(ValueError, match=r"obsm\['X_image'\] has values of up to 1e\+30.*scale them"):
+        quickly(taught_cells)
+
+
+def test_a_loss_that_is_not_finite_is_named(taught_cells, quickly):
+    """Outliers among lazy features, which are not looked at before."""
+    steps = FitSettings(max_epochs=2, min_steps=0, batch_size=256, validation=0, n_components=4, learning_rate=1e30)
+    with pytest.raises(ValueError, match="loss is no longer finite.*learning_rate="):
+        quickly(taught_cells, fit=steps)

@@ -71,6 +71,24 @@ def test_scores_are_those_of_the_labels_on_test(finished, cells):
     assert runs["ARI"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_tables_hold_all_that_is_finished(cells, tmp_path):
+    """Whatever a later call asks for: what it returns is that, and files lose no row."""
+    out = tmp_path / "out"
+    first = run(cells.copy(), seeds=(0, 1), methods=["niche", "niche_histology_leiden"], out=out)
+    more = run(cells.copy(), K=2, methods=["niche"], out=out)
+    assert more[["K", "key"]].to_numpy().tolist() == [[2, "niche"]]
+    table, runs = pd.read_csv(out / "evaluation.csv"), pd.read_csv(out / "runs.csv")
+    assert table[["K", "key", "n_seeds"]].to_numpy().tolist() == [
+        [2, "niche", 1], [3, "niche", 2], [3, "niche_histology_leiden", 2],
+    ]  # fmt: skip
+    assert table["ARI"].to_numpy() == pytest.approx([*more["ARI"], *first["ARI"]], rel=1e-5)
+    assert len(runs) == 5
+    assert set(pd.read_csv(out / "teachers.csv")["K"]) == {2, 3}
+    again = run(cells.copy(), seeds=1, methods=["niche_histology_leiden"], out=out)
+    assert again["n_seeds"].tolist() == [1]
+    pd.testing.assert_frame_equal(pd.read_csv(out / "evaluation.csv"), table)
+
+
 def test_writes_the_tables(finished):
     out, table = finished
     names = {"evaluation", "agreement", "composition", "probe", "calibration", "runs", "teachers"}
@@ -471,14 +489,6 @@ def test_manifest_says_what_it_is_of(finished, cells):
     manifest = json.loads((finished[0] / "manifest.json").read_text())
     assert manifest["n_cells"] == cells.n_obs
     assert manifest["radius"] == pytest.approx(cells.uns["nichekd"]["radius"])
-
-
-@pytest.mark.parametrize("key", ["cell_type_key", "annotation_key"])
-def test_judged_by_a_column_that_is_written(cells, key):
-    adata = cells.copy()
-    adata.obs["niche"] = adata.obs["pathology"]
-    with pytest.raises(ValueError, match=f"{key}='niche' is a column that the evaluation writes"):
-        run(adata, **{key: "niche"})
 
 
 def test_no_permutation_is_refused_at_once(cells):

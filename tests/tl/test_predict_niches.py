@@ -265,3 +265,9 @@ def test_neighborhoods_older_than_the_split(student, cells):
 def test_no_cells(student, cells):
     with pytest.raises(ValueError, match="The table has no cells"):
         nk.tl.predict_niches(cells[:0].copy(), student)
+
+
+@pytest.mark.parametrize(("least", "error"), [("a", TypeError), (True, TypeError), (1.5, ValueError)])
+def test_a_confidence_that_is_none(student, cells, least, error):
+    with pytest.raises(error, match="min_confidence=.*from 0 to 1"):
+        nk.tl.predict_niches(cells, student, min_confidence=least)

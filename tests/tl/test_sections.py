@@ -95,3 +95,21 @@ def test_an_evaluation_keeps_sections_apart(two):
     settings["nolan_fit"] = nk.models.NolanSettings(n_steps=2, n_warm_start=2, batch_size=32)
     table = nk.tl.evaluate(adata, K=2, seeds=0, use_rep="X_latent", methods=["niche_histology_nolan"], **settings)
     assert table["n_cells"].tolist() == [int((adata.obs["split"] == "test").sum())]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_scvi_corrects_for_sections_of_which_it_sees_some(two, monkeypatch, held_out):
+    """A section that is all test has no training cells that would tell what to correct for."""
+    adata = two.copy()
+    if held_out:
+        adata.obs["split"] = np.where(adata.obs["slide"] == "b", "test", "train")
+    asked = []
+
+    def latent(data, *, batch_key, **kwargs):
+        asked.append(batch_key)
+        data.obsm["X_scVI"] = data.obsm["X_latent"]
+
+    monkeypatch.setattr(nk.pp, "expression_features", latent)
+    fit = nk.models.NolanSettings(n_steps=2, n_warm_start=2, batch_size=32)
+    nk.tl.nolan(adata, 2, fit=fit)
+    assert asked == [None if held_out else "slide"]

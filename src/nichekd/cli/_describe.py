@@ -154,7 +154,7 @@ def _read_spatialdata(path: Path) -> SpatialData:
 
 def _describe_spatialdata(sdata: SpatialData) -> Facts:
     from nichekd._frames import full_resolution
-    from nichekd._image import noted_mpp
+    from nichekd._image_notes import noted_mpp
 
     facts: Facts = {}
     for name, element in sdata.images.items():

@@ -86,8 +86,8 @@ def _add_overview(result: SpatialData, cells: SpatialData, image: CellImage) -> 
     """The image at about ``OVERVIEW_UM``, under a name of its own: features can't be made of it."""
     import dask.array as da
 
-    from nichekd._frames import _matrix, _systems
-    from nichekd._image import note_image
+    from nichekd._frames import affine_to, systems_of
+    from nichekd._image_notes import note_image
     from nichekd.io._slide import image_element
     from nichekd.pp._tissue_mask import _level
 
@@ -99,10 +99,10 @@ def _add_overview(result: SpatialData, cells: SpatialData, image: CellImage) -> 
     chunk = max(1, 1024 // factor) * factor
     padded = da.pad(level, rest, mode="edge").rechunk({1: chunk, 2: chunk})
     pixels = da.coarsen(np.mean, padded, {1: factor, 2: factor}).round().astype(np.uint8)
-    system = _systems(cells.images[image.key])[0]
-    to_system = _matrix(cells.images[image.key], system, f"image {image.key!r}")
+    system = systems_of(cells.images[image.key])[0]
+    to_system = affine_to(cells.images[image.key], system, f"image {image.key!r}")
     name = f"{image.key}_overview"
     result.images[name] = image_element([pixels], to_system @ np.diag([factor * x_step, factor * y_step, 1.0]), system)
     mpp = image.mpp * factor * float(np.sqrt(x_step * y_step))
-    note_image(result, name, mpp=mpp, source=f"image {image.key!r} at {image.mpp:.4g} µm per pixel")
+    note_image(result, name, mpp=mpp, source=f"image {image.key!r} at {image.mpp:.4g} µm per pixel", like=image.key)
     log.info("%s: an overview at %.2g µm/px stands for the slide's %d × %d px", name, mpp, *image.size_px)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from nichekd._image import get_image, note_image
+from nichekd._image import get_image
+from nichekd._image_notes import note_image
 from nichekd._record import record
 from nichekd._resolve import centres_um
 from nichekd._units import check_mpp, nearest_distances, same_mpp
+from nichekd.io._names import check_names
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -69,15 +71,17 @@ def paired(
     Raises
     ------
     TypeError
-        If ``adata`` is no ``AnnData``, or ``image`` neither path nor 8-bit array.
+        If ``adata`` is no ``AnnData``, ``image`` neither path nor 8-bit array, ``affine`` no matrix of numbers, ``mpp``
+        no number, or a key no text.
     FileNotFoundError
         If there is no such file.
     KeyError
         If ``obsm["spatial"]`` is missing.
     ValueError
-        If the image is not RGB; if its µm per pixel is unknown, outside 0.05 to 5, or other by ``mpp`` than by
-        ``affine``; if ``affine`` can't be inverted; if centres are NaN, duplicate, in pixels or outside the image;
-        if names of cells repeat; if ``shapes`` don't fit the cells.
+        If there are no cells; if the image has no pixels, or is not RGB; if its µm per pixel is unknown, outside 0.05
+        to 5, or other by ``mpp`` than by ``affine``; if ``affine`` can't be inverted; if centres are NaN, duplicate, in
+        pixels or outside the image; if names of cells repeat; if ``shapes`` don't fit the cells; if ``image_key`` or
+        ``table_key`` can't be names of elements, or are the same.
 
     Warns
     -----
@@ -102,11 +106,9 @@ def paired(
     start = time.perf_counter()
     if not isinstance(adata, AnnData):
         raise TypeError(f"adata is a {type(adata).__name__}; it has to be an AnnData with the cells.")
-    if len({image_key, table_key, CELLS}) < 3:
-        raise ValueError(
-            f"image_key {image_key!r} and table_key {table_key!r} have to differ from each other and from {CELLS!r}, "
-            "the name of the shapes."
-        )
+    if not adata.n_obs:
+        raise ValueError("adata has no cells. Hand in those of the image, or open the image alone: nk.io.slide(path).")
+    check_names(image_key=image_key, table_key=table_key, shapes=CELLS)
     xy = centres_um(adata, together=True)
     if not adata.obs_names.is_unique:
         raise ValueError("obs_names repeat, so cells can't be told apart. Run adata.obs_names_make_unique() first.")
@@ -161,7 +163,7 @@ def _to_um(mpp: float | None, affine: ArrayLike | None, metadata_mpp: float | No
     else:
         matrix = _affine(affine)
         found = check_mpp(float(np.sqrt(abs(np.linalg.det(matrix[:2, :2])))), "By affine=, the image")
-        if mpp is not None and not same_mpp(found, mpp):
+        if mpp is not None and not same_mpp(found, check_mpp(mpp, "mpp=")):
             raise ValueError(
                 f"mpp= says {mpp:.4g} µm per pixel, affine= {found:.4g}. Leave mpp= out if affine= is right; it takes "
                 "pixels (x, y) to µm, not back."
@@ -176,7 +178,13 @@ def _to_um(mpp: float | None, affine: ArrayLike | None, metadata_mpp: float | No
 
 
 def _affine(affine: ArrayLike) -> NDArray[np.float64]:
-    matrix = np.asarray(affine, dtype=np.float64)
+    try:
+        matrix = np.asarray(affine, dtype=np.float64)
+    except (TypeError, ValueError) as err:
+        raise TypeError(
+            f"affine={affine!r} is no matrix of numbers ({err}); it has to be (2, 3) or (3, 3), and take pixels (x, y) "
+            "to µm."
+        ) from err
     if matrix.shape == (2, 3):
         matrix = np.vstack([matrix, [0.0, 0.0, 1.0]])
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or not np.allclose(matrix[2], (0, 0, 1)):

@@ -109,7 +109,7 @@ def as_rgb(image: Any, what: str = "The image") -> da.Array:
     TypeError
         If it is no array, or not of uint8.
     ValueError
-        If it has no colour axis of 3 or 4, or two axes that could be it.
+        If it has no colour axis of 3 or 4, or two axes that could be it, or no pixels.
     """
     import dask.array as da
     from xarray import DataArray
@@ -127,6 +127,8 @@ def as_rgb(image: Any, what: str = "The image") -> da.Array:
             "(image * 255).astype('uint8') for values in 0...1, (image // 256).astype('uint8') for uint16."
         )
     axis = _colour_axis(image.shape, dims, what)
+    if 0 in image.shape:
+        raise ValueError(f"{what} has shape {image.shape}, and no pixels. Hand in the whole image.")
     spatial = [dims.index("y"), dims.index("x")] if dims else [i for i in range(3) if i != axis]
     lazy = image if isinstance(image, da.Array) else da.from_array(image, chunks=_chunks(image.shape, axis))
     lazy = lazy.transpose((axis, *spatial))

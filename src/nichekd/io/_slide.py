@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nichekd._image import note_image
+from nichekd._image_notes import note_image
 from nichekd._units import check_mpp, same_mpp
+from nichekd.io._names import check_names
 from nichekd.io._paired import SYSTEM
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ def slide(path: str | Path, *, mpp: float | None = None, image_key: str = "he") 
     FileNotFoundError
         If there is no such file.
     TypeError
-        If its pixels are not 8-bit.
+        If its pixels are not 8-bit, or ``image_key`` is no text.
     ValueError
         If the file is no image, is cut off, or not RGB; if its µm per pixel is said neither by the file nor by ``mpp``,
-        or is outside 0.05 to 5.
+        or is outside 0.05 to 5; if ``image_key`` can't name an image.
 
     Warns
     -----
@@ -63,6 +64,7 @@ def slide(path: str | Path, *, mpp: float | None = None, image_key: str = "he") 
 
     from nichekd.io._read_image import read_pyramid
 
+    check_names(image_key=image_key)
     if mpp is not None:
         check_mpp(mpp, "mpp=")
     levels, by_metadata = read_pyramid(path)

@@ -12,6 +12,7 @@ from anndata import AnnData
 from nichekd._files import written
 from nichekd._frames import annotated, apply, element_to_pixels
 from nichekd._image import get_image
+from nichekd._image_notes import to_slide
 from nichekd._keys import Keys
 from nichekd._labels import labels_of
 from nichekd._palette import colors_of
@@ -68,8 +69,8 @@ def write_geojson(
 
     Returns
     -------
-    The path. The file is a FeatureCollection, a feature a cell, in pixels of the slide's full resolution, with the
-    properties ``objectType``, ``name`` (of the cell), ``classification`` and, as far as they were written,
+    The path. The file is a FeatureCollection, a feature a cell, in pixels of the slide's full resolution, of the whole
+    slide where the image was cut out of one that :mod:`nichekd.io` read, with the properties ``objectType``, ``name`` (of the cell), ``classification`` and, as far as they were written,
     ``measurements``: probability of each niche, entropy, out-of-distribution score.
     Writes ``uns["nichekd"]["write_geojson"]``, and ``uns["<key>_colors"]`` where it is missing.
 
@@ -119,7 +120,8 @@ def _places(
     if mpp is not None:
         raise ValueError("mpp= goes with an AnnData; a SpatialData has an image, and its transformation to µm.")
     image = get_image(data, adata, image_key=image_key)
-    places, has_outline = shapely.points(image.xy_px), np.zeros(adata.n_obs, dtype=bool)
+    slide = to_slide(data, image)
+    places, has_outline = shapely.points(apply(slide, image.xy_px)), np.zeros(adata.n_obs, dtype=bool)
     region, instances = annotated(data, adata)
     if shapes_key is not None and shapes_key not in data.shapes:
         raise KeyError(f"The SpatialData has no shapes {shapes_key!r}; it has {sorted(data.shapes)}. Name one of them.")
@@ -136,7 +138,7 @@ def _places(
     outlines = shapes.geometry.to_numpy()[rows[cells]]
     is_polygon = np.isin(shapely.get_type_id(outlines), POLYGONS)
     cells, outlines = cells[is_polygon], outlines[is_polygon]
-    matrix = element_to_pixels(data, shapes_key or region, image.key)
+    matrix = slide @ element_to_pixels(data, shapes_key or region, image.key)
     places[cells] = shapely.transform(outlines, lambda xy: apply(matrix, xy))
     has_outline[cells] = True
     return places, has_outline

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nichekd._image import get_image, note_image
+from nichekd._image import get_image
+from nichekd._image_notes import note_image
 from nichekd._record import record
 from nichekd._units import check_mpp, same_mpp
 from nichekd.io._cells_inside import keep_cells_inside

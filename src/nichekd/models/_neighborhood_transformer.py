@@ -55,6 +55,11 @@ class NeighborhoodConfig:
         for name in ("n_features", "d_model", "n_layers", "n_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it has to be at least 1.")
+        if self.n_frequencies < 0 or self.mlp_ratio <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"n_frequencies={self.n_frequencies}, mlp_ratio={self.mlp_ratio}, dropout={self.dropout}: frequencies are "
+                "0 or more, the ratio is above 0, and dropout from 0 to below 1."
+            )
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}.")
 

@@ -56,7 +56,8 @@ class SavedModel(
         Raises
         ------
         FileExistsError
-            If ``path`` is a file, or holds the encoder of another model.
+            If ``path`` is a file, or holds the encoder of another model, or a ``config.json`` or ``README.md`` that is
+            of none.
         """
         folder = Path(path)
         if not self.brings_encoder and (folder / ENCODER).exists():

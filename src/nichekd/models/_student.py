@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,15 +93,38 @@ class NicheStudent(SavedModel, tags=["histology", "spatial-transcriptomics", "ti
         TypeError
             If there is no such value, or ``metrics`` is no table.
         ValueError
-            If ``metrics`` name no methods, have no scores, or are of another number of niches.
+            If no student can have the values, see :class:`StudentConfig`, or not this one: as many niches as it tells
+            apart, ``network`` and ``n_features`` of its weights, ``training_range`` of the means it holds, and
+            ``features`` of the encoder it brings. The student stays as it was.
 
         Examples
         --------
         >>> import nichekd as nk
         >>> student.configure(metrics=nk.tl.agreement(sdata))  # doctest: +SKIP
         """
-        self.config = replace(self.config, **changes)
+        known = [field.name for field in fields(StudentConfig)]
+        if unknown := sorted(set(changes) - set(known)):
+            raise TypeError(f"A student's config has no {unknown}; it has {known}.")
+        config = replace(self.config, **changes)
+        if wrong := [name for name, fits in self._fits(config).items() if name in changes and not fits]:
+            raise ValueError(
+                f"{', '.join(f'{name}={getattr(config, name)!r}' for name in wrong)} does not fit the student's weights, "
+                f"which are of {', '.join(f'{name}={getattr(self.config, name)!r}' for name in wrong)}. Distil another."
+            )
+        self.config = config
         return self
+
+    def _fits(self, config: StudentConfig) -> dict[str, bool]:
+        """Whether the parts of ``config`` that go with weights, or an encoder of its own, go with these."""
+        ranges = {"n_groups": self.training_range, "n_stains": self.stain_range}
+        n_means = {name: None if of is None else len(of.means) for name, of in ranges.items()}
+        return {
+            "network": config.network == self.config.network,
+            "n_features": config.n_features == self.config.n_features,
+            "niche_names": len(config.niche_names) == self.head.out_features,
+            "training_range": all(config.training_range.get(name) == n for name, n in n_means.items()),
+            "features": self.encoder is None or config.features.get("fingerprint") == self.encoder.fingerprint,
+        }
 
     def card(self) -> str:
         """The model card, Markdown with the hub's YAML header."""

@@ -6,12 +6,19 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from nichekd.models._folder import CONFIG, check_values, values_of_format
 from nichekd.models._metrics import are_metric_rows, metric_rows
 from nichekd.models._neighborhood_transformer import NeighborhoodConfig
 
 FORMAT = 4  # with the range of stains
 ADDED = {"training_range": 2, "metrics": 3}  # values of the config, by the format that they came with
+POSITIVE = ("radius", "temperature", "calibration")
+RULES = (
+    "niche_names are different strings, niche_colors as many colours; radius, temperature and calibration are above 0; "
+    "features, training and training_range are dicts"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,14 @@ class StudentConfig:
     metrics
         For the model card, how well it did, and its floors and ceiling: a table of :func:`nichekd.tl.agreement` or
         :func:`nichekd.tl.evaluate`, a row a method; kept as rows of plain values, those of another K left out.
+
+    Raises
+    ------
+    TypeError
+        If ``metrics`` is no table.
+    ValueError
+        If two niches have one name, colours are none or not as many, a number is not above 0, or ``metrics`` name no
+        methods, have no scores, or are of another number of niches.
     """
 
     n_features: int
@@ -59,6 +74,12 @@ class StudentConfig:
     metrics: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        if wrong := _wrong_values(vars(self)):
+            raise ValueError(f"A student's config can't have {wrong}: {RULES}.")
+        for name in ("niche_names", "niche_colors"):
+            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
+        for name in POSITIVE:  # numpy's become Python's, which JSON takes
+            object.__setattr__(self, name, float(getattr(self, name)))
         object.__setattr__(self, "metrics", metric_rows(self.metrics, n_niches=len(self.niche_names)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,25 +98,34 @@ class StudentConfig:
         values, written = values_of_format(values, FORMAT)
         later = {name for name, since in ADDED.items() if since > written}
         check_values(values, cls, CONFIG, but=later)
-        _check_values(values)
+        wrong = _wrong_values(values)
+        if not are_metric_rows(values.get("metrics", [])):
+            wrong["metrics"] = values["metrics"]
+        if wrong:
+            raise ValueError(f"{CONFIG} holds {wrong}, as no student does; it is damaged. Fetch the folder again.")
         check_values(values["network"], NeighborhoodConfig, f"network of {CONFIG}")
         network = NeighborhoodConfig(**values.pop("network"))
         names, colors = tuple(values.pop("niche_names")), tuple(values.pop("niche_colors"))
         return cls(network=network, niche_names=names, niche_colors=colors, **values)
 
 
-def _check_values(values: dict[str, Any]) -> None:
-    """Refuse what no student was saved with; the checksum is of the weights alone."""
+def _wrong_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Those that no student has: given, or in a file, whose checksum is of the weights alone."""
+    from matplotlib.colors import is_color_like
+
     names, colors = values["niche_names"], values["niche_colors"]
-    are_lists = isinstance(names, (list, tuple)) and isinstance(colors, (list, tuple))
+    are_lists = [isinstance(either, (list, tuple)) for either in (names, colors)]
+    are_names = are_lists[0] and all(isinstance(name, str) for name in names)
     right = {
         "n_features": isinstance(values["n_features"], int) and values["n_features"] > 0,
-        "niche_names": isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names),
-        "niche_colors": are_lists and len(colors) == len(names),
-        "metrics": are_metric_rows(values.get("metrics", [])),
+        "niche_names": are_names and len(set(names)) == len(names),
+        "niche_colors": all(are_lists) and len(colors) == len(names) and all(map(is_color_like, colors)),
     }
-    for key in ("radius", "temperature", "calibration"):
-        right[key] = isinstance(values[key], (int, float)) and math.isfinite(values[key]) and values[key] > 0
-    right |= {key: isinstance(values.get(key, {}), dict) for key in ("features", "training", "training_range")}
-    if wrong := {key: values[key] for key, is_right in right.items() if not is_right}:
-        raise ValueError(f"{CONFIG} holds {wrong}, as no student does; it is damaged. Fetch the folder again.")
+    right |= {name: _is_positive(values[name]) for name in POSITIVE}
+    right |= {name: isinstance(values.get(name, {}), dict) for name in ("features", "training", "training_range")}
+    return {name: values[name] for name, is_right in right.items() if not is_right}
+
+
+def _is_positive(value: Any) -> bool:
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return bool(is_number and math.isfinite(value) and value > 0)

@@ -7,9 +7,10 @@ import numpy as np
 from nichekd._abundance import Abundance, abundance_of, both_abundances, pearson
 from nichekd._keys import Keys
 from nichekd._labels import subset_mask
-from nichekd._resolve import centres_um, get_table
+from nichekd._resolve import centres_um
 from nichekd._sections import library_names
-from nichekd.pl._figure import finish, scale_bar, styled
+from nichekd.pl._figure import BAR_IN, check_save, finish, scale_bar, styled
+from nichekd.pl._places import table_to_draw
 from nichekd.pl._tissue import Extent, dot_area, dots, frame
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def abundance(
     table_key
         Table of a ``SpatialData``.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -75,12 +77,16 @@ def abundance(
     ------
     KeyError
         If a key, a type, or the split of a ``subset`` is missing.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
     ValueError
-        If truth and prediction are of other types, several libraries are there and none is named, or no cell is left.
+        If truth and prediction are of other types, several libraries are there and none is named, or no cell is left;
+        if ``save`` is a folder or ends in no format of figures.
     """
     import matplotlib.pyplot as plt
 
-    adata = get_table(data, table_key)
+    check_save(save)
+    adata = table_to_draw(data, table_key)
     rows = _rows(adata, prediction, truth)
     mask = subset_mask(adata, subset, split_key=split_key) & _of_library(adata, library_key, library)
     if not mask.any():
@@ -96,7 +102,10 @@ def abundance(
         fig, axes = plt.subplots(
             nrows,
             ncols,
-            figsize=(ncols * width + 0.6 * (1 if wide else ncols), nrows * (width * extent.aspect + 0.3) + 0.1),
+            figsize=(
+                ncols * width + 0.6 * (1 if wide else ncols),
+                nrows * (width * extent.aspect + 0.3) + 0.1 + BAR_IN,
+            ),
             layout="constrained",
             squeeze=False,
         )

@@ -9,7 +9,8 @@ from nichekd._labels import REFERENCE, label_pairs, natural_order
 from nichekd._matching import ari_nmi, contingency, match_by_overlap
 from nichekd._resolve import get_table
 from nichekd.pl._bars import bars
-from nichekd.pl._figure import finish, short_title_of, styled, title_of
+from nichekd.pl._figure import check_save, finish, styled
+from nichekd.pl._titles import short_title_of, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,8 @@ def agreement(
     table_key
         Table of a ``SpatialData``.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -69,11 +71,15 @@ def agreement(
     ------
     KeyError
         If a column of the table or of ``obs``, a row of the table, or the split of a ``subset``, is missing.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
     ValueError
-        If the table is empty, ``subset`` has no cell, or a method and the reference label no cell in common.
+        If the table is empty, ``subset`` has no cell, or a method and the reference label no cell in common; if
+        ``save`` is a folder or ends in no format of figures.
     """
     import matplotlib.pyplot as plt
 
+    check_save(save)
     confusions: dict[str, pd.DataFrame] = {}
     if isinstance(data, pd.DataFrame):
         table = _checked(data, keys)

@@ -6,8 +6,9 @@ import numpy as np
 
 from nichekd._keys import Keys
 from nichekd._loose_image import get_image_loosely
-from nichekd._resolve import centres_um, get_table, require
-from nichekd.pl._figure import INK, finish, scale_bar, styled
+from nichekd._resolve import centres_um, require
+from nichekd.pl._figure import BAR_IN, INK, check_save, finish, scale_bar, styled
+from nichekd.pl._places import table_to_draw
 from nichekd.pl._slide import thumbnail
 from nichekd.pl._tissue import Extent, frame
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 AS_THEY_ARE: Final = "#e66100"
 MOVED: Final = "#1a7f37"
 ZOOM_UM: Final = 120.0  # side of the close-up
+TITLE_IN: Final = 2.3  # the map's title is that wide, also over a map that is not
 MAP_PX, ZOOM_PX = 1200, 600
 
 
@@ -49,7 +51,8 @@ def alignment(
     table_key
         Name of the table.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -61,10 +64,15 @@ def alignment(
     ------
     KeyError
         If ``nk.pp.alignment_qc`` has not run.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
+    ValueError
+        If the table has no cell; if ``save`` is a folder or ends in no format of figures.
     """
     import matplotlib.pyplot as plt
 
-    adata = get_table(sdata, table_key)
+    check_save(save)
+    adata = table_to_draw(sdata, table_key)
     found = require(adata, "uns", Keys.UNS, run="nk.pp.alignment_qc").get("alignment_qc")
     if found is None:
         raise KeyError("uns['nichekd']['alignment_qc'] is missing. Run nk.pp.alignment_qc first.")
@@ -73,12 +81,18 @@ def alignment(
     xy = centres_um(adata)
     with styled():
         extent = Extent.of(xy)
-        width = min(5.5, 5.0 / extent.aspect)
-        size = (width + 4.4, max(width * extent.aspect, 3.6) + 0.5)
-        fig, axes = plt.subplots(1, 2, figsize=size, width_ratios=(width, 4.0), layout="constrained")
+        width = _width_in(extent)
+        column = max(width, TITLE_IN)
+        size = (column + 4.4, max(width * extent.aspect, 4.0) + 0.9)
+        fig, axes = plt.subplots(1, 2, figsize=size, width_ratios=(column, 4.0), layout="constrained")
         _draw_map(axes[0], sdata, image, extent, tiles, str(found["transform"]))
         _draw_close_up(axes[1], sdata, image, xy, tiles, str(found["transform"]))
         return finish(fig, save, dpi)
+
+
+def _width_in(extent: Extent) -> float:
+    """Of the map, inches."""
+    return min(5.5, 5.0 / extent.aspect)
 
 
 def _draw_map(
@@ -86,8 +100,8 @@ def _draw_map(
 ) -> None:
     whole = {name: column[0] for name, column in tiles.items()}
     turned = "" if transform == "identity" else f" after {transform!r}"
-    title = f"Cells to nuclei{turned}: ({whole['dx']:.1f}, {whole['dy']:.1f}) µm, confidence {whole['confidence']:.2f}"
-    frame(ax, extent, title=title)
+    found = f"{_shift(whole['dx'], whole['dy'])}, confidence {whole['confidence']:.2f}"
+    frame(ax, extent, title=f"Cells to nuclei{turned}\n{found}")
     _draw_haematoxylin(ax, sdata, image, extent, MAP_PX)
     x, y, dx, dy, certain = (tiles[name][1:] for name in ("x", "y", "dx", "dy", "confidence"))
     longest = max(float(np.hypot(dx, dy).max(initial=0)), 1.0)
@@ -109,7 +123,9 @@ def _draw_map(
     )
     ax.scatter(x, y, s=5, c=colors, zorder=4, linewidths=0)
     length = float(f"{longest:.1g}")
-    ax.quiverkey(arrows, 0.82, -0.03, length, f"{length:g} µm", labelpos="E", color=AS_THEY_ARE, zorder=7)
+    # beside the scale bar, for which the layout keeps room below the map; it would keep none for the key
+    key_y = -BAR_IN / 2 / (_width_in(extent) * extent.aspect)
+    ax.quiverkey(arrows, 0.86, key_y, length, f"{length:g} µm", labelpos="W", color=AS_THEY_ARE, zorder=7)
     scale_bar(ax)
 
 
@@ -129,16 +145,22 @@ def _draw_close_up(
     shift = np.array([tiles["dx"][best], tiles["dy"][best]])
     low, high = middle - ZOOM_UM / 2, middle + ZOOM_UM / 2
     extent = Extent(low[0], high[0], low[1], high[1])
-    frame(ax, extent, title=f"Tile {tiles['tile'][best]}: ({shift[0]:.1f}, {shift[1]:.1f}) µm")
+    frame(ax, extent, title=f"Tile {tiles['tile'][best]}: {_shift(*shift)}")
     _draw_haematoxylin(ax, sdata, image, extent, ZOOM_PX)
-    places = {"as they are": (xy, AS_THEY_ARE)}
+    rings: dict[str, Any] = {"s": 55, "facecolors": "none", "edgecolors": AS_THEY_ARE, "linewidths": 1.3}
+    points: dict[str, Any] = {"s": 14, "c": MOVED, "edgecolors": "white", "linewidths": 0.5}
+    places = {"cells as they are": (xy, rings)}
     if transform == "identity":
-        places["moved"] = (xy + shift, MOVED)
-    for label, (at, color) in places.items():
+        places["moved"] = (xy + shift, points)  # within its ring where it was hardly moved
+    for label, (at, style) in places.items():
         near = ((at >= low) & (at <= high)).all(axis=1)
-        ax.scatter(at[near, 0], at[near, 1], s=14, c=color, edgecolors="white", linewidths=0.5, label=label, zorder=4)
+        ax.scatter(at[near, 0], at[near, 1], label=label, zorder=4, **style)
     scale_bar(ax)
-    ax.legend(loc="upper right", title="cells", labelcolor=INK)
+    ax.legend(loc="upper right", bbox_to_anchor=(1, 0), ncols=2, frameon=False, labelcolor=INK)
+
+
+def _shift(dx: float, dy: float) -> str:
+    return f"({dx:z.1f}, {dy:z.1f}) µm"  # z: without the sign of a zero
 
 
 def _draw_haematoxylin(ax: Axes, sdata: SpatialData, image: CellImage, extent: Extent, max_px: int) -> None:

@@ -7,9 +7,10 @@ import pandas as pd
 
 from nichekd._keys import Keys
 from nichekd._palette import MISSING
-from nichekd._resolve import centres_um, get_table, require
+from nichekd._resolve import centres_um, require
 from nichekd._sections import cells_of_libraries
-from nichekd.pl._figure import Grid, finish, scale_bar, styled
+from nichekd.pl._figure import BAR_IN, Grid, check_save, finish, scale_bar, styled
+from nichekd.pl._places import table_to_draw
 from nichekd.pl._slide import draw_slide, slide_of
 from nichekd.pl._tissue import Extent, dot_area, dots, frame
 
@@ -53,7 +54,8 @@ def attention(
     table_key
         Table of a ``SpatialData``.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -68,13 +70,17 @@ def attention(
         If a column or a slide is missing.
     TypeError
         If the column is not numeric.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
     ValueError
-        If no cell shown has a value above 0, or a value is negative.
+        If no cell shown has a value above 0, or a value is negative; if ``libraries`` is empty; if ``save`` is a folder
+        or ends in no format of figures.
     """
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
-    adata = get_table(data, table_key)
+    check_save(save)
+    adata = table_to_draw(data, table_key)
     values = _values(adata, key)
     slides = _slides(adata, library_key, libraries)
     shown = np.concatenate([values[cells] for cells in slides.values()])
@@ -91,8 +97,8 @@ def attention(
     plan = Grid.of(len(slides), float(np.median([extent.aspect for extent in extents.values()])), n_entries=0)
     with styled():
         fig, axes = plt.subplots(
-            plan.nrows, plan.ncols, figsize=(plan.ncols * plan.width + 1.0, plan.nrows * (plan.height + 0.25)),
-            layout="constrained", squeeze=False,
+            plan.nrows, plan.ncols, figsize=(plan.ncols * plan.width + 1.0, plan.nrows * (plan.height + 0.25 + BAR_IN)),
+            layout="compressed", squeeze=False,
         )  # fmt: skip
         for ax in axes.flat[len(slides) :]:
             ax.set_axis_off()
@@ -159,6 +165,10 @@ def _slides(
     found = cells_of_libraries(adata, library_key)
     there = list(found)
     wanted = there if libraries is None else [libraries] if isinstance(libraries, str) else list(libraries)
+    if not wanted:
+        raise ValueError(
+            f"libraries={libraries!r} names no slide. Name some of {there}, or leave it out for all of them."
+        )
     if unknown := [name for name in wanted if name not in there]:
         raise KeyError(f"obs[{library_key!r}] has no slides {unknown}; it has {there}.")
     return {name: found[name] for name in wanted}

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from nichekd._keys import Keys
-from nichekd.pl._figure import INK, short_title_of
+from nichekd.pl._figure import INK
+from nichekd.pl._titles import short_title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def _summary(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def _limits(summary: pd.DataFrame) -> tuple[float, float]:
     top = float((summary["mean"] + summary["sd"].fillna(0)).max())
-    return min(0.0, float(summary["mean"].min()) - 0.02), min(1.15, 1.2 * max(0.1, top))
+    return min(0.0, float(summary["mean"].min()) - 0.02), 1.05 * max(0.1, top)
 
 
 def _panel(ax: Axes, summary: pd.DataFrame) -> dict[str, Line2D]:
@@ -66,15 +67,16 @@ def _panel(ax: Axes, summary: pd.DataFrame) -> dict[str, Line2D]:
     ax.barh(
         position,
         methods["mean"],
-        xerr=methods["sd"].where(methods["sd"].notna(), 0) if methods["sd"].notna().any() else None,
         color=[BASELINE_COLOR if _is_baseline(key, role) else STUDENT_COLOR for key, role in methods["role"].items()],
         height=0.68,
-        error_kw={"linewidth": 0.9, "capsize": 2, "ecolor": INK},
     )
-    for y, (mean, sd) in enumerate(zip(methods["mean"], methods["sd"].fillna(0), strict=True)):
-        end = max(np.nan_to_num(mean + sd), 0) + 0.012
-        ax.text(end, y, "none" if np.isnan(mean) else f"{mean:.2f}", va="center", fontsize=7.5, zorder=4,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8})  # fmt: skip
+    repeated = methods["sd"].notna().to_numpy()
+    if repeated.any():
+        several, y = methods[repeated], position[repeated]
+        ax.errorbar(several["mean"], y, xerr=several["sd"], fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
+    for y, mean in enumerate(methods["mean"]):  # in a column beside the panel, where no line crosses them
+        value = "none" if np.isnan(mean) else f"{mean:z.2f}"
+        ax.text(1.01, y, value, transform=ax.get_yaxis_transform(), va="center", fontsize=7.5)
     ax.set_yticks(position, [short_title_of(key) for key in methods.index])
     ax.set_ylim(max(len(methods), 1) - 0.4, -0.6)
     ax.spines[["top", "right"]].set_visible(False)

@@ -8,8 +8,8 @@ from nichekd._abundance import Abundance, abundance_of, both_abundances, librari
 from nichekd._keys import Keys
 from nichekd._labels import subset_mask
 from nichekd._moran import morans_r, weights_among
-from nichekd._resolve import get_table
-from nichekd.pl._figure import finish, styled
+from nichekd.pl._figure import check_save, finish, styled
+from nichekd.pl._places import table_to_draw
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,8 @@ def colocalization(
     table_key
         Table of a ``SpatialData``.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -66,12 +67,16 @@ def colocalization(
     ------
     KeyError
         If abundances, graph, column, or the split of a ``subset`` is missing.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
     ValueError
-        If truth and prediction are of other types, ``subset`` has no cell, or no cell looked at has a neighbor.
+        If truth and prediction are of other types, ``subset`` has no cell, or no cell looked at has a neighbor; if
+        ``save`` is a folder or ends in no format of figures.
     """
     import matplotlib.pyplot as plt
 
-    adata = get_table(data, table_key)
+    check_save(save)
+    adata = table_to_draw(data, table_key)
     mask = subset_mask(adata, subset, split_key=split_key)
     panels: dict[str, Abundance] = {}
     if truth is None:

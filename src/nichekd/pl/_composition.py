@@ -9,8 +9,9 @@ from nichekd._keys import Keys
 from nichekd._labels import REFERENCE, labels_of, natural_order, niche_keys, subset_mask
 from nichekd._matching import contingency, match_by_composition
 from nichekd._palette import shared_colors
-from nichekd._resolve import get_table
-from nichekd.pl._figure import finish, styled, title_of
+from nichekd.pl._figure import check_save, finish, styled
+from nichekd.pl._places import table_to_draw
+from nichekd.pl._titles import title_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,7 +60,8 @@ def composition(
     table_key
         Table of a ``SpatialData``.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -71,10 +73,14 @@ def composition(
     ------
     KeyError
         If a column, or the split of a ``subset``, is missing, or no method has been run.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
     ValueError
-        If ``subset`` has no cell, or no cell has a type and a niche of a method and of the reference.
+        If ``subset`` has no cell, or no cell has a type and a niche of a method and of the reference; if ``save`` is a
+        folder or ends in no format of figures.
     """
-    adata = get_table(data, table_key)
+    check_save(save)
+    adata = table_to_draw(data, table_key)
     types = labels_of(adata, cell_type_key, run="your cell typing")
     target = labels_of(adata, reference)
     shown = niche_keys(adata, keys, reference=reference)

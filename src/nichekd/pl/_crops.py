@@ -8,9 +8,11 @@ import numpy as np
 from nichekd._keys import Keys
 from nichekd._labels import REFERENCE, labels_of, natural_order, subset_mask
 from nichekd._palette import shared_colors
-from nichekd._resolve import get_table, require
-from nichekd.pl._figure import finish, scale_bar, short_title_of, styled
+from nichekd._resolve import require
+from nichekd.pl._figure import check_save, count_of, finish, scale_bar, styled
+from nichekd.pl._places import table_to_draw
 from nichekd.pl._slide import crops_at
+from nichekd.pl._titles import short_title_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +74,8 @@ def crops(
     table_key
         Table of a ``SpatialData``.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -86,16 +89,19 @@ def crops(
         If the niches, their probabilities, the image, or the split of a ``subset``, is missing.
     TypeError
         If ``data`` is an ``AnnData``, which has no slide.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
     ValueError
-        If the probabilities are not one column per niche, ``n_crops`` or ``crop_px`` is below 1, or no cell is left.
+        If the probabilities are not one column per niche, ``n_crops`` or ``crop_px`` is no whole number from 1 on, the
+        crops take more than 1 GiB, or no cell is left; if ``save`` is a folder or ends in no format of figures.
     """
     from nichekd._image import get_image
 
-    adata = get_table(data, table_key)
+    check_save(save)
+    adata = table_to_draw(data, table_key)
     if adata is data:
         raise TypeError("data is an AnnData, and the crops are in the slide. Hand in the SpatialData of nk.io.paired.")
-    if n_crops < 1 or crop_px < 1:
-        raise ValueError(f"n_crops={n_crops} and crop_px={crop_px}; both have to be at least 1.")
+    n_crops, crop_px = count_of(n_crops, "n_crops"), count_of(crop_px, "crop_px")
     labels = labels_of(adata, key)
     proba = _sureness(adata, proba_key or Keys.student(key)[1], labels, key)
     mask = subset_mask(adata, subset, split_key=split_key)
@@ -172,7 +178,7 @@ def _gallery(
             for ax in line[len(cells) :]:
                 ax.set_axis_off()
             line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10, fontweight="bold", labelpad=6)
-        scale_bar(axes[0, 0], um_per_unit=mpp)
+        scale_bar(axes[0, 0], um_per_unit=mpp, inside=True)
         fig.suptitle(f"{method}: the surest crops of each niche, with their probability", fontsize=9)
         return finish(fig, save, dpi)
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nichekd._keys import Keys
-from nichekd._labels import REFERENCE
+from nichekd._units import as_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -33,29 +31,10 @@ STYLE: Final[Any] = {
     "svg.fonttype": "none",
     "savefig.dpi": 200,
 }
-TITLES: Final = {
-    REFERENCE: "Teacher (gene expression)",
-    Keys.NICHE: "Student (H&E only)",
-    Keys.niche(Keys.HISTOLOGY_NOLAN): "Histology-NOLAN",
-    Keys.niche(Keys.HISTOLOGY_LEIDEN): "Histology-Leiden",
-    Keys.NICHE_TRUE: "Planted niches",
-    # rows of nk.tl.evaluate
-    "niche_gene_aware": "Student, gene-aware encoder",
-    "niche_gene_aware_nolan": "NOLAN, gene-aware encoder",
-    "niche_gene_aware_leiden": "Leiden, gene-aware encoder",
-    "niche_color": "Student on colour statistics",
-    "niche_random_encoder": "Student on a random encoder",
-    "niche_shuffled": "Student on shuffled images",
-    "niche_expression": "Student on expression",
-    "niche_teacher_other_seed": "Teacher, another seed",
-    "niche_own_crop": "Student without neighbors",
-    "niche_no_position": "Student without positions",
-    "niche_hard_labels": "Student of hard labels",
-    "niche_transformer": "Student, transformer",
-}
 INK: Final = "#222222"
 LEGEND_ROW_IN: Final = 0.165  # of a line of 8 points
 LEGEND_COLUMN_IN: Final = 1.3
+BAR_IN: Final = 0.25  # of height, for the scale bar below a panel
 
 
 @contextmanager
@@ -67,26 +46,54 @@ def styled() -> Iterator[None]:
         yield
 
 
-def title_of(key: str) -> str:
-    """What a reader calls the column ``key``."""
-    return TITLES.get(key, key)
+def check_save(save: str | Path | None) -> None:
+    """See, before anything is drawn, that a figure can be written to ``save``, and to no other file.
+
+    Raises
+    ------
+    TypeError
+        If it is no path.
+    FileNotFoundError
+        If its folder is missing.
+    ValueError
+        If it is a folder, or has no ending that matplotlib writes.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if save is None:
+        return
+    if not isinstance(save, (str, os.PathLike)):
+        raise TypeError(f"save={save!r} is a {type(save).__name__}; it has to be a path, e.g. save='figure.png'.")
+    path = Path(save)
+    if path.is_dir():
+        raise ValueError(f"save={str(save)!r} is a folder. Name a file in it: save={str(path / 'figure.png')!r}.")
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.lower().removeprefix(".") not in formats:  # to a path without one, matplotlib would add its own
+        found = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
+        raise ValueError(
+            f"save={str(save)!r} {found}; a figure is written as one of {formats}. Name the format by the file's "
+            f"ending: save={str(path.with_suffix('.png'))!r}."
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"save={str(save)!r}: there is no folder {path.parent.absolute()}. Make it, or name another one."
+        )
 
 
-def short_title_of(key: str) -> str:
-    """The same without the explanation in brackets."""
-    return title_of(key).split(" (")[0]
+def count_of(value: Any, name: str) -> int:
+    """``value`` as a whole number, at least 1.
 
-
-def short_titles(titles: Mapping[str, str]) -> dict[str, str]:
-    """``titles`` without the explanation in brackets, unless only that tells two of them apart."""
-    short = {key: title.split(" (")[0] for key, title in titles.items()}
-    count = Counter(short.values())
-    return {key: title if count[title] == 1 else titles[key] for key, title in short.items()}
-
-
-def image_title(adata: AnnData) -> str:
-    """``H&E``, marked where the data say that it was never photographed."""
-    return "H&E (virtual)" if "virtual" in str(adata.uns.get("image_note", "")) else "H&E"
+    Raises
+    ------
+    TypeError
+        If it is no number.
+    ValueError
+        If it is another one.
+    """
+    number = as_number(value, f"{name}=")
+    if not number >= 1 or number % 1:
+        raise ValueError(f"{name}={number:g}; it has to be a whole number, at least 1.")
+    return int(number)
 
 
 def finish(fig: Figure, save: str | Path | None, dpi: float) -> Figure:
@@ -117,9 +124,7 @@ class Grid:
 
         A single place left over is good for the legend of ``n_entries``, if it is large enough.
         """
-        if ncols is not None and not 1 <= ncols:
-            raise ValueError(f"ncols={ncols}; it has to be at least 1.")
-        choices = range(1, n + 1) if ncols is None else [min(ncols, n)]
+        choices = range(1, n + 1) if ncols is None else [min(count_of(ncols, "ncols"), n)]
         return min((cls._with(n, aspect, columns, n_entries) for columns in choices), key=lambda it: it._cost(n))
 
     @classmethod
@@ -137,11 +142,12 @@ class Grid:
         return shape + 0.3 * spare - (0.45 if self.legend_columns else 0)
 
     def figsize(self) -> tuple[float, float]:
-        return self.ncols * self.width + (0.2 if self.legend_columns else 1.2), self.nrows * (self.height + 0.25)
+        width = self.ncols * self.width + (0.2 if self.legend_columns else 1.2)
+        return width, self.nrows * (self.height + 0.25) + BAR_IN
 
 
-def scale_bar(ax: Axes, *, um_per_unit: float = 1.0, color: str = INK) -> None:
-    """A bar of a round length, about a fifth of the panel, on a light ground at the lower left."""
+def scale_bar(ax: Axes, *, um_per_unit: float = 1.0, inside: bool = False) -> None:
+    """A bar of a round length, about a fifth of the panel: below it, where it hides nothing, or in it on a light ground."""
     from matplotlib.font_manager import FontProperties
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
@@ -150,17 +156,20 @@ def scale_bar(ax: Axes, *, um_per_unit: float = 1.0, color: str = INK) -> None:
     power = 10.0 ** math.floor(math.log10(aim))
     length = max(step * power for step in (1, 2, 5) if step * power <= aim)
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    below: dict[str, Any] = {"bbox_to_anchor": (0.0, 0.0), "bbox_transform": ax.transAxes}
     bar = AnchoredSizeBar(
         ax.transData,
         length / um_per_unit,
         text,
-        "lower left",
+        "lower left" if inside else "upper left",
         pad=0.3,
         borderpad=0.4,
         sep=2,
-        color=color,
+        color=INK,
         size_vertical=abs(right - left) / 150,
+        frameon=inside,
         fontproperties=FontProperties(size=7),
+        **({} if inside else below),
     )
     bar.patch.set(facecolor="white", edgecolor="none", alpha=0.75)
     bar.set_zorder(6)

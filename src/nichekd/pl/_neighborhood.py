@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,11 +7,14 @@ import numpy as np
 from nichekd._keys import Keys, Split
 from nichekd._labels import labels_of
 from nichekd._palette import colors_of
-from nichekd._resolve import centres_um, get_table
-from nichekd.pl._figure import INK, finish, image_title, legend_handles, scale_bar, styled
+from nichekd._resolve import centres_um
+from nichekd.pl._figure import BAR_IN, INK, check_save, count_of, finish, legend_handles, scale_bar, styled
+from nichekd.pl._one_cell import neighbors_of, position_of, radius_of
+from nichekd.pl._places import sections, table_to_draw
 from nichekd.pl._slide import crops_at, draw_slide, slide_of
 from nichekd.pl._split import COLORS
 from nichekd.pl._tissue import Extent, dot_area, dots, frame, label_colors, outline_test
+from nichekd.pl._titles import image_title
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +54,7 @@ def neighborhood(
         Cells with a radius, ``uns["nichekd"]["radius"]``. The graph of :func:`nichekd.pp.neighborhoods` says who
         neighbors whom; without it, all cells of the same side of the split within the radius do.
     cell
-        Name of the cell in ``obs_names``, or its position.
+        Name of the cell in ``obs_names``, or its position, from the end where it is negative.
     color_key
         Column of ``obs`` to colour the neighbors by, such as a cell type or a niche.
     crop_px
@@ -64,7 +66,8 @@ def neighborhood(
     table_key
         Table of a ``SpatialData``.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -76,31 +79,36 @@ def neighborhood(
     ------
     KeyError
         If there is no such cell or column, or no radius.
-    IndexError
-        If there is no cell at that position.
     TypeError
         If ``cell`` is neither a name nor a position.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
     ValueError
-        If ``obsm["spatial"]`` is malformed.
+        If there is no cell, none at that position, or several of that name; if ``crop_px`` is no whole number from 1
+        on, or the crop takes more than 1 GiB; if ``obsm["spatial"]`` is malformed; if ``save`` is a folder or ends in
+        no format of figures.
     """
     import matplotlib.pyplot as plt
 
-    adata = get_table(data, table_key)
-    index = _position(adata, cell)
-    radius = _radius(adata)
+    check_save(save)
+    crop_px = count_of(crop_px, "crop_px")
+    adata = table_to_draw(data, table_key)
+    index = position_of(adata, cell)
+    radius = radius_of(adata)
     xy = centres_um(adata)
     split = adata.obs[split_key].astype(str).to_numpy() if split_key in adata.obs else None
-    near = _neighbors(adata, xy, split, index, radius)
+    near = neighbors_of(adata, xy, split, index, radius)
     colors = {} if color_key is None else colors_of(adata, color_key)
     painted = None if color_key is None else label_colors(labels_of(adata, color_key), colors)
     image = slide_of(data, adata, image_key=image_key, figure="pl.neighborhood")
     whole = Extent.of(xy)
+    crop = None if image is None else crops_at(image, np.array([index]), crop_px)[0]
     n_panels = 2 if image is None else 3
     with styled():
         height = 3.2
         first = float(np.clip(height / whole.aspect, 1.6, 6.4))
         legend = 1.2 if colors else 0.0
-        size = (first + height * (n_panels - 1) + legend, max(height, first * whole.aspect) + 0.3)
+        size = (first + height * (n_panels - 1) + legend, max(height, first * whole.aspect) + 0.3 + BAR_IN)
         fig, axes = plt.subplots(
             1, n_panels, figsize=size, layout="constrained", width_ratios=[first, *[height] * (n_panels - 1)]
         )
@@ -110,7 +118,7 @@ def neighborhood(
         _close(axes[1], data, image, xy, close, near, index, painted, radius, height)
         if image is not None:
             _outline_crop(axes[1], image, index, crop_px)
-            axes[2].imshow(crops_at(image, np.array([index]), crop_px)[0])
+            axes[2].imshow(crop)
             axes[2].set(xticks=[], yticks=[], title=f"Crop: {crop_px} px = {crop_px * image.mpp:.0f} µm")
             scale_bar(axes[2], um_per_unit=image.mpp)
         if color_key is not None:
@@ -118,43 +126,6 @@ def neighborhood(
             handles = legend_handles({name: color for name, color in colors.items() if name in seen})
             fig.legend(handles=handles, title=color_key, loc="outside right center", frameon=False, alignment="left")
         return finish(fig, save, dpi)
-
-
-def _position(adata: AnnData, cell: str | int) -> int:
-    if isinstance(cell, str):
-        if cell not in adata.obs_names:
-            raise KeyError(
-                f"There is no cell {cell!r}; names run from {adata.obs_names[0]!r} to {adata.obs_names[-1]!r}. "
-                "Name one of adata.obs_names, or give a position."
-            )
-        return int(np.flatnonzero(adata.obs_names == cell)[0])
-    if not isinstance(cell, Integral):
-        raise TypeError(f"cell={cell!r} is a {type(cell).__name__}; it has to be a name of obs_names or a position.")
-    if not -adata.n_obs <= cell < adata.n_obs:
-        raise IndexError(
-            f"cell={cell}, and there are {adata.n_obs:,} cells; positions run from 0 to {adata.n_obs - 1}."
-        )
-    return int(cell) % adata.n_obs
-
-
-def _radius(adata: AnnData) -> float:
-    notes = adata.uns.get(Keys.UNS, {})
-    if Keys.RADIUS not in notes:
-        raise KeyError(f"uns['nichekd'] has no radius; it has {sorted(notes)}. Run nk.pp.neighborhoods first.")
-    return float(notes[Keys.RADIUS])
-
-
-def _neighbors(
-    adata: AnnData, xy: NDArray[np.float64], split: NDArray[np.str_] | None, index: int, radius: float
-) -> NDArray[np.intp]:
-    """The cells of the neighborhood, the centre left out."""
-    if Keys.CONNECTIVITIES in adata.obsp:
-        return np.asarray(adata.obsp[Keys.CONNECTIVITIES][[index]].nonzero()[1])
-    within = np.hypot(*(xy - xy[index]).T) <= radius
-    if split is not None:
-        within &= (split == split[index]) & (split[index] != Split.BUFFER)
-    within[index] = False
-    return np.flatnonzero(within)
 
 
 def _whole(
@@ -180,7 +151,7 @@ def _whole(
         return
     if image is not None:
         dots(ax, xy[split == Split.BUFFER], COLORS[Split.BUFFER], area, alpha=0.45)
-    outline_test(ax, xy, split, label=True)
+    outline_test(ax, xy, split, sections(adata, np.ones(adata.n_obs, dtype=bool)), label=True)
     if (split == Split.BUFFER).any():
         handles = legend_handles({"buffer": COLORS[Split.BUFFER]})
         ax.legend(handles=handles, loc="lower right", framealpha=0.75, edgecolor="none", fontsize=7, handletextpad=0.1)

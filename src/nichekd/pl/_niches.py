@@ -8,21 +8,11 @@ import numpy as np
 from nichekd._keys import Keys, Split
 from nichekd._labels import REFERENCE, labels_of, natural_order, niche_keys, subset_mask
 from nichekd._palette import MISSING, shared_colors
-from nichekd._resolve import get_table
-from nichekd.pl._figure import (
-    Grid,
-    finish,
-    image_title,
-    legend_handles,
-    place_legend,
-    scale_bar,
-    short_titles,
-    styled,
-    title_of,
-)
-from nichekd.pl._places import places
+from nichekd.pl._figure import Grid, check_save, finish, legend_handles, place_legend, scale_bar, styled
+from nichekd.pl._places import places, sections, table_to_draw
 from nichekd.pl._slide import draw_slide, slide_of
 from nichekd.pl._tissue import Extent, dot_area, dots, frame, label_colors, outline_test
+from nichekd.pl._titles import image_title, short_titles, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,13 +66,14 @@ def niches(
     titles
         Titles of panels, by key; ``"H&E"`` for the slide's.
     ncols
-        Panels in a row.
+        Panels in a row, at least 1.
     split_key
         Column of ``obs`` with the split.
     table_key
         Table of a ``SpatialData``.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -94,12 +85,16 @@ def niches(
     ------
     KeyError
         If a column, or the split of a ``subset``, is missing, or no method has been run.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
     ValueError
-        If ``subset`` has no cell, or ``obsm["spatial"]`` is malformed.
+        If there is no cell, or none in ``subset``, ``obsm["spatial"]`` is malformed, or ``ncols`` is no whole number
+        from 1 on; if ``save`` is a folder or ends in no format of figures.
     """
     import matplotlib.pyplot as plt
 
-    adata = get_table(data, table_key)
+    check_save(save)
+    adata = table_to_draw(data, table_key)
     shown = niche_keys(adata, keys, reference=reference, with_reference=True)
     reference = reference if reference in adata.obs else shown[0]
     mask = subset_mask(adata, subset, split_key=split_key)
@@ -114,7 +109,7 @@ def niches(
     n_panels = len(shown) + (image is not None)
     plan = Grid.of(n_panels, extent.aspect, n_entries=len(entries), ncols=ncols)
     with styled():
-        fig, axes = plt.subplots(plan.nrows, plan.ncols, figsize=plan.figsize(), layout="constrained", squeeze=False)
+        fig, axes = plt.subplots(plan.nrows, plan.ncols, figsize=plan.figsize(), layout="compressed", squeeze=False)
         panels = list(axes.flat)
         for ax in panels[n_panels:]:
             ax.set_axis_off()
@@ -128,7 +123,8 @@ def niches(
             dots(ax, xy, label_colors(labels_of(adata, key)[mask], colors[key]), area)
         scale_bar(panels[0])
         if split is not None:
-            marked = [outline_test(ax, xy, split, label=ax is panels[0]) for ax in panels[:n_panels]]
+            section = sections(adata, mask)
+            marked = [outline_test(ax, xy, split, section, label=ax is panels[0]) for ax in panels[:n_panels]]
             if not any(marked):
                 _fade(maps, split)
         place_legend(fig, legend_handles(entries), title="Niche", spare=panels[-1], columns=plan.legend_columns)

@@ -10,7 +10,7 @@ from nichekd._labels import subset_mask
 from nichekd._resolve import get_table
 from nichekd._seeds import check_seed
 from nichekd._triplets import FEWEST, default_subset, draw_triplets, gaps, order_agreement, representation, unit_rows
-from nichekd.pl._figure import INK, finish, styled
+from nichekd.pl._figure import INK, check_save, finish, styled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,8 @@ def rank_agreement(
     table_key
         Table of a ``SpatialData``.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -80,11 +81,14 @@ def rank_agreement(
         If a column or row of the table, or a representation, is missing.
     TypeError
         If ``data`` are cells, and ``a`` is not given.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
     ValueError
-        If the table is empty, or there are fewer than 4 cells.
+        If the table is empty, or there are fewer than 4 cells; if ``save`` is a folder or ends in no format of figures.
     """
     import matplotlib.pyplot as plt
 
+    check_save(save)
     check_seed(seed)
     keys = None if a is None else [a] if isinstance(a, str) else list(a)
     curves: dict[str, NDArray[np.float64]] = {}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 1400
+MOST_BYTES = 2**30  # of crops, which are held in memory all at once
 WHITE = 255  # beyond the slide, as in pp.histology_features
 
 
@@ -101,9 +102,21 @@ def _level(sdata: SpatialData, image: CellImage, wanted: float) -> Any:
 
 
 def crops_at(image: CellImage, cells: NDArray[np.intp], crop_px: int) -> NDArray[np.uint8]:
-    """Full-resolution crops centred on ``cells``, (n, crop_px, crop_px, 3); white beyond the slide's edge."""
+    """Full-resolution crops centred on ``cells``, (n, crop_px, crop_px, 3); white beyond the slide's edge.
+
+    Raises
+    ------
+    ValueError
+        If they take more memory than a figure is worth.
+    """
     import dask
 
+    n_bytes = 3 * len(cells) * crop_px**2
+    if n_bytes > MOST_BYTES:
+        raise ValueError(
+            f"crop_px={crop_px}: the crops take {n_bytes / 2**30:,.1f} GiB, and those of a figure may take "
+            f"{MOST_BYTES / 2**30:g}. Choose a smaller crop_px=, such as 224, or fewer crops."
+        )
     width, height = image.size_px
     crops = np.full((len(cells), crop_px, crop_px, 3), WHITE, dtype=np.uint8)
     corners = image.centre_px[cells] - crop_px // 2  # (n, 2), x and y

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from nichekd._keys import Keys, Split
-from nichekd._resolve import get_table, require, split_of
-from nichekd.pl._figure import Grid, finish, legend_handles, place_legend, scale_bar, styled
-from nichekd.pl._places import places
+from nichekd._resolve import require, split_of
+from nichekd.pl._figure import Grid, check_save, finish, legend_handles, place_legend, scale_bar, styled
+from nichekd.pl._places import places, sections, table_to_draw
 from nichekd.pl._tissue import Extent, dot_area, dots, frame, outline_test
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def split(
     table_key
         Table of a ``SpatialData``.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -55,15 +56,20 @@ def split(
     ------
     KeyError
         If the split is missing.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
     ValueError
-        If the split holds other words than ``train``, ``test`` and ``buffer``, or ``obsm["spatial"]`` is malformed.
+        If there is no cell, the split holds other words than ``train``, ``test`` and ``buffer``, or ``obsm["spatial"]``
+        is malformed; if ``save`` is a folder or ends in no format of figures.
     """
     import matplotlib.pyplot as plt
 
-    adata = get_table(data, table_key)
+    check_save(save)
+    adata = table_to_draw(data, table_key)
     require(adata, "obs", split_key, run="nk.pp.split")
     words = split_of(adata, split_key)
-    xy = places(data, adata, np.ones(adata.n_obs, dtype=bool))
+    everything = np.ones(adata.n_obs, dtype=bool)
+    xy = places(data, adata, everything)
     extent = Extent.of(xy)
     counts = {word: int((words == word).sum()) for word in Split.ALL}
     entries = {f"{word}: {n:,} cells": COLORS[word] for word, n in counts.items() if n}
@@ -71,14 +77,14 @@ def split(
         plan = Grid.of(1, extent.aspect, n_entries=len(entries))
         own = ax is None
         if ax is None:
-            _, ax = plt.subplots(figsize=plan.figsize(), layout="constrained")
+            _, ax = plt.subplots(figsize=plan.figsize(), layout="compressed")
         fig = ax.figure.figure  # the whole, also where the panel is in a part of one
         frame(ax, extent, title="Training and test cells")
         area = dot_area(xy, extent, plan.width if own else ax.get_window_extent().width / fig.dpi)
         for word, color in COLORS.items():
             dots(ax, xy[words == word], color, area, label=word)
         scale_bar(ax)
-        outline_test(ax, xy, words, label=False)
+        outline_test(ax, xy, words, sections(adata, everything), label=False)
         if own:
             place_legend(fig, legend_handles(entries))
         else:

@@ -88,34 +88,49 @@ def label_colors(labels: pd.Categorical, colors: Mapping[str, str]) -> NDArray[n
     return table[labels.codes]  # code -1, no label, is the last row
 
 
-def outline_test(ax: Axes, xy: NDArray[np.float64], split: NDArray[np.str_], *, label: bool) -> bool:
-    """Frame the test cells if a strip or a box holds them and no training cell; whether it did."""
+def outline_test(
+    ax: Axes, xy: NDArray[np.float64], split: NDArray[np.str_], section: NDArray[np.intp], *, label: bool
+) -> bool:
+    """Frame each section's test cells if strips or boxes hold them and no training cell; whether it did.
+
+    The ``label`` stands beside the panel, where it covers no cell.
+    """
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    test, train = xy[split == Split.TEST], xy[split == Split.TRAIN]
-    if not len(test) or not len(train):
+    test = split == Split.TEST
+    if not test.any() or not (split == Split.TRAIN).any():
         return False
-    low, high = test.min(axis=0), test.max(axis=0)
-    inside = (train >= low) & (train <= high)  # (n_train, 2)
-    (left, right), (bottom, top) = sorted(ax.get_xlim()), sorted(ax.get_ylim())
-    inset = (right - left) / 300  # the line is not cut in half by the panel's edge
-    box = np.array([[left + inset, bottom + inset], [right - inset, top - inset]])
-    if not inside[:, 1].any():
-        box[:, 1] = low[1], high[1]
-    elif not inside[:, 0].any():
-        box[:, 0] = low[0], high[0]
-    elif not inside.all(axis=1).any():
-        box[:] = low, high
-    else:
+    parts = [section == one for one in np.unique(section[test])]
+    boxes = [box for part in parts if (box := _test_box(xy[part], split[part])) is not None]
+    if len(boxes) < len(parts):
         return False
     halo = [withStroke(linewidth=2.0, foreground="white")]
-    size = box[1] - box[0]
-    ax.add_patch(
-        Rectangle(box[0], *size, fill=False, edgecolor=INK, linewidth=1.1, zorder=5, path_effects=halo, gid="test")
-    )
+    line: dict[str, Any] = {"fill": False, "edgecolor": INK, "linewidth": 1.1, "zorder": 5, "path_effects": halo}
+    for low, high in boxes:
+        ax.add_patch(Rectangle((low[0], low[1]), *(high - low), clip_on=False, gid="test", **line))
     if label:
-        text_x, text_y = box[0] + 0.015 * (right - left)
-        text = ax.text(text_x, text_y, "test", fontsize=7, fontweight="bold", va="top", zorder=6)
-        text.set(color=INK, path_effects=halo)
+        low, high = min(boxes, key=lambda box: float(box[0, 0]))
+        words: dict[str, Any] = {"fontsize": 7, "fontweight": "bold", "color": INK, "rotation": 90}
+        middle = (low[1] + high[1]) / 2
+        ax.text(-0.01, middle, "test", transform=ax.get_yaxis_transform(), ha="right", va="center", **words)
     return True
+
+
+def _test_box(xy: NDArray[np.float64], split: NDArray[np.str_]) -> NDArray[np.float64] | None:
+    """Lower and upper corner, (2, 2), of the frame of one section's test cells, as long as the section if it can be."""
+    test, train = xy[split == Split.TEST], xy[split == Split.TRAIN]
+    low, high = test.min(axis=0), test.max(axis=0)
+    inside = (train >= low) & (train <= high)  # (n_train, 2)
+    room = (spacing_um(xy) or 0.0) / 2  # dots touch at twice this, so none is cut
+    whole = Extent.of(xy)
+    box = np.array([[whole.left, whole.top], [whole.right, whole.bottom]])
+    if not inside[:, 1].any():
+        box[:, 1] = low[1] - room, high[1] + room
+    elif not inside[:, 0].any():
+        box[:, 0] = low[0] - room, high[0] + room
+    elif not inside.all(axis=1).any():
+        box[:] = low - room, high + room
+    else:
+        return None
+    return box

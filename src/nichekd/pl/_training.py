@@ -6,7 +6,7 @@ import numpy as np
 
 from nichekd._keys import Keys
 from nichekd._resolve import get_table
-from nichekd.pl._figure import INK, finish, styled
+from nichekd.pl._figure import INK, check_save, finish, styled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: prefix of a curve → its name and colour
 PARTS: Final = {"train": ("training cells", "#1f77b4"), "validation": ("validation cells", "#d95f02")}
 STEPS: Final = ("step", "epoch")
+#: functions that train something else first, which their progress bar counts and their history does not
+WARM_STARTED: Final = ("nolan", "histology_nolan")
 WORDS: Final = {
     "loss": "Loss",
     "ari": "ARI against the teacher",
@@ -47,7 +49,8 @@ def training(
     table_key
         Table of a ``SpatialData``.
     save
-        File to write.
+        File to write, in a folder that there is. Its ending names the format, such as ``.png`` or ``.pdf``; a path
+        without one is refused.
     dpi
         Dots per inch of that file.
 
@@ -60,11 +63,15 @@ def training(
     ------
     KeyError
         If there is no history, or none of ``function``.
+    FileNotFoundError
+        If the folder of ``save`` is missing.
     ValueError
-        If the arrays of a history are empty or not equally long.
+        If the arrays of a history are empty or not equally long; if ``save`` is a folder or ends in no format of
+        figures.
     """
     import matplotlib.pyplot as plt
 
+    check_save(save)
     adata = get_table(data, table_key)
     histories = _histories(adata)
     if function is not None:
@@ -106,8 +113,16 @@ def _steps(name: str, history: Mapping[str, Any]) -> tuple[str, np.ndarray]:
         )
     for label in STEPS:
         if label in history:
-            return label, np.asarray(history[label], dtype=float)
+            steps = np.asarray(history[label], dtype=float)
+            return _axis_label(name, label, steps), steps
     return "step", np.arange(1.0, next(iter(lengths.values())) + 1)
+
+
+def _axis_label(name: str, label: str, steps: np.ndarray) -> str:
+    """With what of the training is not among ``steps``."""
+    gaps = np.unique(np.diff(steps))
+    since = " after the warm start" if name in WARM_STARTED else ""
+    return f"{label}{since}" + (f", one in {gaps[0]:g}" if len(gaps) == 1 and gaps[0] > 1 else "")
 
 
 def _quantities(history: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
@@ -123,6 +138,8 @@ def _quantities(history: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _panel(ax: Axes, steps: np.ndarray, curves: Mapping[str, np.ndarray]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for part, values in curves.items():
         label, color = PARTS.get(part, (None, INK))
         there = np.isfinite(values)  # what is looked at now and then is missing in between
@@ -133,3 +150,4 @@ def _panel(ax: Axes, steps: np.ndarray, curves: Mapping[str, np.ndarray]) -> Non
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", linewidth=0.4, alpha=0.5)
     ax.margins(x=0.02)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from nichekd._frames import _matrix, _systems, full_resolution
-from nichekd._image import CellImage, _check_against, _image_key, _mpp, _rgb, noted_mpp
+from nichekd._frames import affine_to, full_resolution, systems_of
+from nichekd._image import CellImage, _check_against, _image_key, _mpp, _rgb
+from nichekd._image_notes import noted_mpp
 from nichekd._units import check_mpp, same_mpp
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def bare_image(sdata: SpatialData, *, image_key: str | None = None, mpp: float |
     key = _image_key(sdata, image_key)
     element = sdata.images[key]
     pixels = _rgb(full_resolution(element), key)
-    system = _systems(element)[0]
-    to_system = to_um = _matrix(element, system, f"image {key!r}")
+    system = systems_of(element)[0]
+    to_system = to_um = affine_to(element, system, f"image {key!r}")
     side = float(np.sqrt(abs(np.linalg.det(to_system[:2, :2]))))
     noted = noted_mpp(sdata, key)
     if mpp is not None and noted is None and not same_mpp(side, mpp):

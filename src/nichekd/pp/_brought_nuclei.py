@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nichekd._frames import _matrix, _systems, apply, full_resolution
+from nichekd._frames import affine_to, apply, full_resolution, systems_of
 from nichekd.pp._nuclei_blocks import Grid, outline_blocks
 from nichekd.pp._tiles import ImageTiles
 
@@ -81,12 +81,12 @@ def _element(sdata: SpatialData, bare: BareImage, key: str, n_jobs: int) -> NDAr
             f"{sorted(sdata.labels)}. Name one of them, or the path of a GeoJSON."
         )
     element = sdata[key]
-    if bare.system not in _systems(element):
+    if bare.system not in systems_of(element):
         raise ValueError(
-            f"Element {key!r} is in coordinate systems {_systems(element)}, image {bare.image.key!r} in "
+            f"Element {key!r} is in coordinate systems {systems_of(element)}, image {bare.image.key!r} in "
             f"{bare.system!r}. Give it a transformation there: spatialdata.transformations.set_transformation."
         )
-    to_pixels = np.linalg.solve(bare.to_system, _matrix(element, bare.system, f"element {key!r}"))
+    to_pixels = np.linalg.solve(bare.to_system, affine_to(element, bare.system, f"element {key!r}"))
     polygons = (
         _polygons(element, f"element {key!r}") if key in sdata.shapes else _outlined(element, bare, to_pixels, n_jobs)
     )

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MANY_ALONE = 0.1  # share of cells without a neighbor beyond which the radius is questioned
 FEW_ALONE = 10  # so many are no reason to
+CUT = 0.75  # of the training cells' neighbors that test cells have: fewer, and strips are narrow for the radius
 
 
 def neighborhoods(
@@ -117,6 +118,7 @@ def neighborhoods(
     adata.obs[Keys.N_NEIGHBORS] = degree
     notes(adata)[Keys.RADIUS] = radius
     _report(degree[split != Split.BUFFER], radius)
+    _warn_of_cut_neighborhoods(degree, split, radius)
     record(
         adata,
         "neighborhoods",
@@ -167,6 +169,18 @@ def _csr(
     matrix = csr_matrix((values, indices, indptr), shape=shape)
     matrix.has_canonical_format = True
     return matrix
+
+
+def _warn_of_cut_neighborhoods(degree: NDArray[np.int32], split: NDArray[np.str_], radius: float) -> None:
+    """Log where the test strip is so narrow that its neighborhoods are others than those of training."""
+    here, there = (degree[split == side] for side in (Split.TEST, Split.TRAIN))
+    if len(here) and len(there) and here.mean() < CUT * there.mean():
+        log.warning(
+            "test cells have %.1f neighbors on average, training cells %.1f: within %.4g µm most neighborhoods end at the "
+            "border of a strip, and niches there are the border's doing. Take fewer neighbors, "
+            "nk.pp.estimate_radius(data, n_neighbors=...), or larger tissue.",
+            here.mean(), there.mean(), radius,
+        )  # fmt: skip
 
 
 def _report(degree: NDArray[np.int32], radius: float) -> None:

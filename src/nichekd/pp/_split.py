@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nichekd._added import check_split_column
 from nichekd._image import get_image, has_image
 from nichekd._keys import Keys, Split
 from nichekd._record import record
@@ -63,7 +64,7 @@ def split(
         Column of ``obs`` that tells sections apart, each of which is cut into strips of its own. Without an image,
         every section has coordinates of its own; with one, they lie on it together.
     key_added
-        Column to write.
+        Column to write; an earlier split there is replaced.
     table_key
         Table of a ``SpatialData``.
     copy
@@ -81,11 +82,12 @@ def split(
     KeyError
         If the table, the image, ``obsm["spatial"]`` or ``library_key`` is missing.
     TypeError
-        If ``n_strips``, ``test_strip`` or ``crop_px`` is not a whole number.
+        If ``n_strips``, ``test_strip`` or ``crop_px`` is not a whole number, or ``key_added`` no string.
     ValueError
         If there are fewer than two strips, or no such strip; if crops are asked for and µm per pixel is not known; if
-        no training or no test cell is left; if a cell has no section; or whatever is wrong with the centres or the
-        image.
+        no training or no test cell is left; if a cell has no section; if ``key_added`` is a name that no file can hold or
+        another function's, or would replace a column that this function did not write; or whatever is wrong with the
+        centres or the image.
 
     Warns
     -----
@@ -113,6 +115,7 @@ def split(
         )
     data = working_copy(data, copy)
     adata = get_table(data, table_key)
+    check_split_column(data, adata, key_added, library_key=library_key)
     xy, library = centres_by_library(adata, library_key)
     centre_px, mpp = _centre_px(data, adata, xy, library, crop_px, mpp, image_key)
     is_test, distance_um, boundaries = _strips(xy[:, 1], library, n_strips, test_strip)

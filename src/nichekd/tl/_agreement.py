@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import pandas as pd
 from nichekd._keys import Keys
 from nichekd._labels import REFERENCE, label_pairs
 from nichekd._matching import ari_nmi
-from nichekd._record import record
+from nichekd._record import notes, record
 from nichekd._resolve import get_table
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from spatialdata import SpatialData
+
+log = logging.getLogger(__name__)
 
 
 def agreement(
@@ -40,7 +43,7 @@ def agreement(
         Columns of ``obs`` to judge. For ``None`` ``niche``, ``niche_histology_nolan``, ``niche_histology_leiden`` and
         all other categorical ``niche_*`` columns that there are, the reference left out.
     reference
-        Column of ``obs`` with the reference's niches.
+        Column of ``obs`` with the reference's niches: of a student that labels of your own taught, that column.
     subset
         ``"train"``, ``"test"`` or ``"buffer"``; all cells for ``None``. Fitted methods are to be judged on the test
         cells: on the others they have seen the answer.
@@ -75,6 +78,7 @@ def agreement(
     adata = get_table(data, table_key)
     rows = []
     for key, target, labels in label_pairs(adata, keys, reference=reference, subset=subset, split_key=split_key):
+        _warn_of_another_teacher(adata, key, reference)
         ari, nmi = ari_nmi(target.codes, labels.codes)
         rows.append({"key": key, "ARI": ari, "NMI": nmi, "n_cells": len(labels)})
     record(
@@ -86,3 +90,14 @@ def agreement(
         subset="all" if subset is None else subset,
     )
     return pd.DataFrame(rows)
+
+
+def _warn_of_another_teacher(adata: AnnData, key: str, reference: str) -> None:
+    """Log where a student was taught by a column of labels, and is judged by another."""
+    teacher = notes(adata).get("distill" if key == Keys.NICHE else f"distill_{key}", {}).get("teacher")
+    if teacher in adata.obs and teacher != reference:
+        log.warning(
+            "the student of obs[%r] was taught by obs[%r], and is compared with obs[%r]; to see how well it learned, "
+            "reference=%r",
+            key, teacher, reference, teacher,
+        )  # fmt: skip

@@ -194,7 +194,8 @@ def _cells_and_logits(
         if held_out is None:
             raise KeyError(
                 f"uns['nichekd'][{name!r}] has no held-out cells: the student was not distilled here, or held nothing "
-                "back. Name cells it has not seen by subset=, or distil it with FitSettings(validation=0.1)."
+                "back, because the section is too small to spare squares of tissue, or by FitSettings(validation=0). Name "
+                "cells with a reference that it has not seen by subset=; without any, it can't be calibrated."
             )
         cells = np.asarray(held_out["cells"])
         if cells.max() >= adata.n_obs or held_out.get("names") != names_hash(adata.obs_names[cells]):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
+from nichekd._added import check_niche_columns, check_niche_name
 from nichekd._keys import Keys
 from nichekd._record import notes, record
 from nichekd._resolve import get_table
@@ -77,7 +78,7 @@ def distill(
         Same seed, same CPU, same labels.
     key_added
         ``obs`` key of the labels; with another than ``"niche"``, say ``"niche_old"``, the others are ``old_logits``,
-        ``old_proba``, ``niche_old_entropy`` and ``niche_old_ood``.
+        ``old_proba``, ``niche_old_entropy`` and ``niche_old_ood``. What an earlier student wrote there is replaced.
     preset
         Sizes of the network, see :class:`nichekd.models.NeighborhoodConfig`.
     sizes
@@ -109,19 +110,23 @@ def distill(
     KeyError
         If the teacher or the features are missing.
     TypeError
-        If K, ``devices`` or ``num_nodes`` is no whole number, ``student`` no student, or ``sizes`` no network's.
+        If K, ``devices`` or ``num_nodes`` is no whole number, ``student`` no student, ``sizes`` no network's, ``fit`` no
+        settings, or ``key_added`` no string.
     ValueError
         If the features are not of the ``student``'s kind, or the teacher's niches not its own; if K is not the
         teacher's, if the teacher's rows are not the cells, if no training cell has a target, or the temperature is not
-        positive; if ``devices`` or ``num_nodes`` is below 1, or not what the processes were started for, or features or
-        teacher are missing with several; if ``key_added`` is the teacher's or a baseline's.
+        positive; if labels that teach read alike, as 1 and "1", features are beyond 1e18, or the loss is no longer finite;
+        if ``devices`` or ``num_nodes`` is below 1, or not what the processes were started for, or features or
+        teacher are missing with several; if ``key_added`` is a name that no file can hold, the teacher's, a baseline's, or
+        another function's, or if it would replace what is read here, or columns that no student wrote.
     RuntimeError
         If several processes are asked for in a notebook.
 
     Warns
     -----
     UserWarning
-        If the cells sit more than 5 µm beside the nuclei of the image, or fit them turned or mirrored only.
+        If the cells sit more than 5 µm beside the nuclei of the image, or fit them turned or mirrored only; if labels that
+        teach a new student have a niche that no training cell has.
 
     Examples
     --------
@@ -144,8 +149,13 @@ def distill(
 
     check_seed(seed)
     started = time.perf_counter()
-    Keys.check_student(key_added)
     adata = get_table(data, table_key)
+    check_niche_name(key_added, data)
+    check_niche_columns(adata, key_added, reads=(teacher, use_rep, embedding, split_key))
+    if fit is not None and not isinstance(fit, FitSettings):
+        raise TypeError(
+            f"fit is a {type(fit).__name__}; it has to be an nk.tl.FitSettings, e.g. FitSettings(max_epochs=8)."
+        )
     fabric = launched(device, devices, num_nodes)
     require_prepared(adata, fabric, use_rep=use_rep, teacher=teacher)
     earlier = None if student is None else require_student(student)

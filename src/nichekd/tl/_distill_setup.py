@@ -106,7 +106,22 @@ def prepare_lesson(
             f"None of the {n_train:,} training cells has a target; {target.teaches.sum():,} other cells have. "
             "Choose another teacher= or another split."
         )
+    if earlier is None and isinstance(teacher, str) and teacher not in adata.obsm:
+        warn_of_untaught(target, train)
     return Lesson(use_rep, features, index, target, train, np.flatnonzero(is_train))
+
+
+def warn_of_untaught(target: Teacher, train: NDArray[np.integer]) -> None:
+    """Warn of labels that no training cell has: the student has them among its niches, and finds them nowhere."""
+    n_cells = np.bincount(target.logits[train].argmax(1), minlength=len(target.names))
+    if lacking := [name for name, n in zip(target.names, n_cells, strict=True) if n == 0]:
+        warnings.warn(
+            f"No training cell has the label {' or '.join(map(repr, lacking))}: the student will not find "
+            f"{'it' if len(lacking) == 1 else 'them'}. Choose another split (test_strip= of nk.pp.split), or set these "
+            "cells' labels to missing.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def new_student(

@@ -3,25 +3,26 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from anndata import AnnData
 
+from nichekd._image import has_image
 from nichekd._keys import Keys
+from nichekd._labels import REFERENCE
 from nichekd._record import record
 from nichekd._resolve import get_table
-from nichekd._seeds import check_seed
+from nichekd.tl._evaluation_arguments import check_arguments, distinct
 from nichekd.tl._evaluation_data import MEAN, Datasets, as_datasets
-from nichekd.tl._evaluation_folder import EvaluationFolder
-from nichekd.tl._evaluation_methods import chosen_methods
+from nichekd.tl._evaluation_folder import EvaluationFolder, check_many
+from nichekd.tl._evaluation_methods import EXPRESSION, chosen_methods
 from nichekd.tl._evaluation_plan import Plan
-from nichekd.tl._evaluation_table import Tables, averaged, write_tables
+from nichekd.tl._evaluation_table import Tables, averaged, part_of, tables_of, write_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from anndata import AnnData
     from spatialdata import SpatialData
 
     from nichekd.models import LoraSettings, NolanSettings
@@ -78,8 +79,8 @@ def evaluate(
     use_rep
         ``obsm`` key of the frozen encoder's features; default: those of ``encoder``.
     encoder, weights
-        Frozen encoder and its weights, see :func:`nichekd.pp.histology_features`; default: that of the features written
-        last, or ``nk.settings.encoder``.
+        Frozen encoder, in place of ``use_rep``, and its weights, see :func:`nichekd.pp.histology_features`; default:
+        that of the features written last, or ``nk.settings.encoder``.
     methods
         Keys of the rows wanted, in this order. Default all of the first four groups:
 
@@ -104,7 +105,8 @@ def evaluate(
         Of the composition divergence's p-value.
     out
         Folder for finished runs and tables: the same call goes on where an interrupted one stopped, and a call with
-        more methods, K or seeds adds to it. With many data sets each has a folder of its own in it.
+        other methods, K or seeds adds to it; its tables hold all that is finished, the one returned what was asked for.
+        With many data sets each has a folder of its own in it.
     split_key
         Column of ``obs`` with the split.
     device
@@ -128,88 +130,96 @@ def evaluate(
     Raises
     ------
     KeyError
-        If a column or table is missing.
+        If a column, a table or named features are missing.
+    TypeError
+        If an argument is of the wrong kind; or if features are missing, and there is no image.
     ValueError
-        If a K, seed or method is given twice, none is, or one is impossible; if no annotated cell is in the test
-        strip; or if ``out`` holds results of another data set or of other features.
+        If a K, seed or method is given twice, none is, or one is impossible; if arguments contradict each other; if
+        there is no test cell, or none with a type or an annotation; if a data set is damaged; or if ``out`` holds
+        results of another data set, of other features, or files of something else.
+    FileNotFoundError
+        If there is no such data set, or ``weights`` or ``gene_aware_weights`` are no file.
     RuntimeError
         If another process writes to ``out``.
+
+    Warns
+    -----
+    UserWarning
+        If there are fewer than five test cells per niche.
     """
-    seeds = distinct(seeds, "seeds")
-    for seed in seeds:
-        check_seed(seed, "seeds")
+    methods = None if methods is None else [method.key for method in chosen_methods(methods, has_image=True)]
     plan = Plan(
-        K=distinct(K, "K"), seeds=seeds, cell_type_key=cell_type_key, annotation_key=annotation_key,
+        K=distinct(K, "K"), seeds=distinct(seeds, "seeds"), cell_type_key=cell_type_key, annotation_key=annotation_key,
         use_rep=use_rep, encoder=encoder, weights=weights, methods=methods, gene_aware=gene_aware,
         gene_aware_weights=gene_aware_weights, gene_aware_lora=gene_aware_lora, gene_aware_fit=gene_aware_fit,
         n_teachers=n_teachers, fit=fit, nolan_fit=nolan_fit, n_permutations=n_permutations, split_key=split_key,
         device=device, table_key=table_key,
     )  # fmt: skip
+    check_arguments(plan)
     folder = None if out is None else Path(out)
-    datasets = as_datasets(data)
-    return _evaluate_one(data, plan, folder).means if datasets is None else _evaluate_many(datasets, plan, folder)
+    reads_images = any(method.rep != EXPRESSION for method in chosen_methods(methods, has_image=False))
+    datasets = as_datasets(data, image_features=reads_images)
+    return _evaluate_one(data, plan, folder).asked.means if datasets is None else _evaluate_many(datasets, plan, folder)
+
+
+class Results(NamedTuple):
+    """All that the folder has finished, and the part of it that was asked for."""
+
+    everything: Tables
+    asked: Tables
 
 
 def _evaluate_many(datasets: Mapping[str, Any], plan: Plan, out: Path | None) -> pd.DataFrame:
     """One after the other, then mean and standard deviation over them."""
-    found = []
+    if out is not None:
+        check_many(out)
+    found: dict[str, Results] = {}
     for name, load in datasets.items():
         log.info("data set %s", name)
         try:
-            tables = _evaluate_one(load(), plan, None if out is None else out / name)
+            results = _evaluate_one(load(), plan, None if out is None else out / name)
         except Exception as err:
             if type(err) not in (KeyError, ValueError, TypeError, OSError, FileNotFoundError):
                 err.add_note(f"In data set {name!r}.")
                 raise
-            message = err.args[0] if err.args else ""
+            message = err.args[0] if isinstance(err, KeyError) and err.args else err  # a KeyError's text is its repr
             raise type(err)(f"Data set {name!r}: {message}") from err
-        found.append(Tables(*(table.assign(dataset=name) for table in tables)))
-    each, runs, teachers = (pd.concat(tables, ignore_index=True) for tables in zip(*found, strict=True))
+        found[name] = results
+    if out is not None:
+        write_tables(_together({name: results.everything for name, results in found.items()}), out)
+    return _together({name: results.asked for name, results in found.items()}).means
+
+
+def _together(found: Mapping[str, Tables]) -> Tables:
+    """Tables of many data sets in one, with mean and standard deviation over them."""
+    named = [Tables(*(table.assign(dataset=name) for table in tables)) for name, tables in found.items()]
+    each, runs, teachers = (pd.concat(tables, ignore_index=True) for tables in zip(*named, strict=True))
     mean = averaged(each.drop(columns=[name for name in each if str(name).endswith("_sd")]), over="datasets")
     table = pd.concat([each, mean.assign(dataset=MEAN)], ignore_index=True)
     table.insert(0, "dataset", table.pop("dataset"))
-    tables = Tables(table, runs, teachers)
-    if out is not None:
-        write_tables(tables, out)
-    return table
+    return Tables(table, runs, teachers)
 
 
-def _evaluate_one(data: Any, plan: Plan, out: Path | None) -> Tables:
+def _evaluate_one(data: Any, plan: Plan, out: Path | None) -> Results:
+    from nichekd.tl._evaluation_checks import check_cells
     from nichekd.tl._evaluation_features import prepare_features
     from nichekd.tl._evaluation_runs import Evaluation
 
     started = perf_counter()
     adata = get_table(data, plan.table_key)
-    methods = chosen_methods(plan.methods, has_image=not isinstance(data, AnnData))
+    methods = chosen_methods(plan.methods, has_image=has_image(data))
+    check_cells(data, plan)
     evaluation = Evaluation(data, methods, plan)
-    evaluation.check()
     folder = EvaluationFolder(out)
     with folder.writing():
         reps = prepare_features(evaluation, folder)
         runs, teachers = evaluation.run(folder, reps)
-        tables = Tables(averaged(runs, over="seeds"), runs, teachers)
+        everything = tables_of(runs, teachers)
         if out is not None:
-            write_tables(tables, out)
+            write_tables(everything, out)
     record(
         adata, "evaluate", seconds=perf_counter() - started, K=plan.K, seeds=plan.seeds,
         methods=[method.key for method in methods],
     )  # fmt: skip
-    return tables
-
-
-def distinct(values: int | Sequence[int], name: str) -> tuple[int, ...]:
-    """As a tuple of whole numbers, each once.
-
-    Raises
-    ------
-    TypeError
-        If one is no whole number.
-    ValueError
-        If there is none, or one twice.
-    """
-    found = (values,) if isinstance(values, (int, np.integer)) else tuple(values)
-    if any(isinstance(value, bool) or not isinstance(value, (int, np.integer)) for value in found):
-        raise TypeError(f"{name}={list(found)}; they have to be whole numbers, e.g. {name}=(0, 1).")
-    if not found or len(set(found)) < len(found):
-        raise ValueError(f"{name}={list(found)}: name at least one, each once.")
-    return tuple(map(int, found))
+    keys = {REFERENCE, *(method.key for method in methods)}
+    return Results(everything, tables_of(part_of(runs, plan, keys), part_of(teachers, plan)))

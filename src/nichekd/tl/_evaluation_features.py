@@ -3,127 +3,92 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nichekd._files import written
 from nichekd._keys import Keys
 from nichekd._record import notes
-from nichekd._settings import settings
-from nichekd.tl._evaluation_folder import EvaluationFolder, cells_of, features_made_of, features_name
-from nichekd.tl._evaluation_methods import COLOR, EXPRESSION, FROZEN, GENE_AWARE, RANDOM, SHUFFLED
-from nichekd.tl._inputs import image_rep, neighborhood_index
-from nichekd.tl._recorded_features import ALIGNED
+from nichekd.tl._evaluation_made_of import cells_of, counts_of, features_made_of, features_name, graph_of
+from nichekd.tl._evaluation_methods import EXPRESSION, FROZEN, GENE_AWARE
+from nichekd.tl._evaluation_sources import check_gene_aware_start, find_sources
+from nichekd.tl._expression import express
+from nichekd.tl._inputs import neighborhood_index
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from pathlib import Path
 
+    from nichekd.models import Encoder
+    from nichekd.tl._evaluation_folder import EvaluationFolder
     from nichekd.tl._evaluation_runs import Evaluation
+    from nichekd.tl._evaluation_sources import Sources
 
 log = logging.getLogger(__name__)
 
 FEATURES, ENCODER = "features", "encoder"  # in the folder
-TRAINED = (GENE_AWARE, ALIGNED)  # encoders that have seen genes: not the frozen one, though written last
-FLOORS = (COLOR, RANDOM)
 
 
 def prepare_features(evaluation: Evaluation, folder: EvaluationFolder) -> dict[str, str]:
     """``obsm`` key of each kind of features that the methods read, made where it is missing.
+
+    What can't be made is found before any is.
 
     Raises
     ------
     ValueError
         If the folder's results are of another data set, of other features or settings.
     """
-    adata, wanted = evaluation.adata, {method.rep for method in evaluation.methods}
-    start = evaluation.plan.gene_aware_start if GENE_AWARE in wanted else {}
-    folder.check(cells_of(adata, evaluation.plan.split_key) | evaluation.plan.fits | start)
+    adata, plan = evaluation.adata, evaluation.plan
+    reads_genes = any(method.rep == GENE_AWARE for method in evaluation.methods)
+    folder.check(cells_of(adata, plan.split_key) | plan.fits | (plan.gene_aware_start if reads_genes else {}))
+    sources = find_sources(evaluation)
+    folder.check(features_made_of(adata, sources.there))
+    encoders = _encoders(evaluation, folder, sources)
+    neighborhood_index(evaluation.data, split_key=plan.split_key, table_key=plan.table_key)
+    folder.check(graph_of(adata))
     if Keys.SCVI not in adata.obsm:
         _express(evaluation, folder)
-    neighborhood_index(evaluation.data, split_key=evaluation.plan.split_key, table_key=evaluation.plan.table_key)
-    reps: dict[str, str] = {EXPRESSION: Keys.SCVI}
-    radius = round(float(notes(adata)[Keys.RADIUS]), 6)
-    folder.check({"radius": radius} | features_made_of(adata, reps))  # before crops are encoded
-    if wanted & {FROZEN, SHUFFLED}:
-        reps[FROZEN] = _frozen(evaluation, folder)
+    folder.check(features_made_of(adata, {EXPRESSION: Keys.SCVI}))  # before crops are encoded
     last = notes(adata).get(Keys.LAST_REP)
-    for kind in (COLOR, RANDOM, GENE_AWARE):
-        if kind in wanted:
-            reps[kind] = Keys.features(kind)
-            if reps[kind] not in adata.obsm:
-                encoder = _gene_aware_encoder(evaluation, folder) if kind == GENE_AWARE else kind
-                _encode(evaluation, encoder, reps[kind], folder, kind)
+    for kind, encoder in encoders.items():
+        ready = _gene_aware_encoder(evaluation, folder) if kind == GENE_AWARE else encoder
+        _encode(evaluation, ready, sources.reps[kind], folder, kind)
+        if kind == FROZEN:
+            last = sources.reps[kind]
     if last is None:
         notes(adata).pop(Keys.LAST_REP, None)
     else:
         notes(adata)[Keys.LAST_REP] = last  # floors are not what the user works with
-    folder.check(features_made_of(adata, reps))
-    return reps
+    folder.check(features_made_of(adata, sources.reps))
+    return sources.reps
+
+
+def _encoders(evaluation: Evaluation, folder: EvaluationFolder, sources: Sources) -> dict[str, Any]:
+    """What makes each kind of missing features, by name or ready; the gene-aware one is trained when its turn comes."""
+    from nichekd.models import get_encoder
+
+    encoders: dict[str, Any] = dict(sources.missing)
+    if FROZEN in encoders:
+        ready = get_encoder(encoders[FROZEN], weights=evaluation.plan.weights)
+        folder.check({f"features.{FROZEN}": features_name(sources.reps[FROZEN], ready.fingerprint)})
+        encoders[FROZEN] = ready
+    if GENE_AWARE in encoders and _kept_encoder(folder) is None:
+        check_gene_aware_start(evaluation.plan)
+    return encoders
 
 
 def _express(evaluation: Evaluation, folder: EvaluationFolder) -> None:
-    """ScVI's latent, from the folder if an earlier call put it there."""
-    from nichekd import pp
-
+    """ScVI's latent, from the folder if an earlier call put it there for the same counts."""
+    adata, plan = evaluation.adata, evaluation.plan
+    folder.check(counts_of(adata))
     if not folder.has(FEATURES, EXPRESSION):
-        pp.expression_features(
-            evaluation.data,
-            split_key=evaluation.plan.split_key,
-            seed=evaluation.plan.seeds[0],
-            table_key=evaluation.plan.table_key,
+        express(
+            evaluation.data, split_key=plan.split_key, seed=plan.seeds[0], device=plan.device, table_key=plan.table_key
         )
-        folder.keep(FEATURES, EXPRESSION, latent=evaluation.adata.obsm[Keys.SCVI])
-    evaluation.adata.obsm[Keys.SCVI] = folder.arrays(FEATURES, EXPRESSION)["latent"]
+        folder.keep(FEATURES, EXPRESSION, latent=adata.obsm[Keys.SCVI])
+    adata.obsm[Keys.SCVI] = folder.arrays(FEATURES, EXPRESSION, {"latent": (adata.n_obs, None)})["latent"]
 
 
-def _frozen(evaluation: Evaluation, folder: EvaluationFolder) -> str:
-    """``obsm`` key of the frozen encoder's features."""
-    from nichekd.models import get_encoder
-
-    adata = evaluation.adata
-    if evaluation.plan.use_rep is not None:
-        return image_rep(
-            evaluation.data, evaluation.plan.use_rep, device=evaluation.plan.device, table_key=evaluation.plan.table_key
-        )
-    if evaluation.plan.encoder is None and (there := _frozen_there(adata)) is not None:
-        return there
-    encoder = evaluation.plan.encoder or settings.encoder
-    key = Keys.features(encoder)
-    if key not in adata.obsm:
-        ready = get_encoder(encoder, weights=evaluation.plan.weights)
-        folder.check({f"features.{FROZEN}": features_name(key, ready.fingerprint)})  # before crops are encoded
-        _encode(evaluation, ready, key, folder, FROZEN)
-    elif evaluation.plan.weights is not None:
-        _require_weights(adata, key, encoder, evaluation.plan.weights)
-    return key
-
-
-def _require_weights(adata: AnnData, key: str, encoder: str, weights: Any) -> None:
-    """Raise ``ValueError`` if the features that are there were made with other weights than those named."""
-    from nichekd.models import get_encoder
-
-    about = notes(adata).get(Keys.FEATURES, {}).get(key, {})
-    if about.get("weights") == str(Path(weights).absolute()):
-        return
-    if get_encoder(encoder, weights=weights).fingerprint != about.get("fingerprint"):
-        raise ValueError(
-            f"obsm[{key!r}] was made with weights {about.get('weights')!r}, now weights={str(weights)!r}. Leave weights "
-            f"out to take those features, or remove them to make others: del adata.obsm[{key!r}]."
-        )
-
-
-def _frozen_there(adata: AnnData) -> str | None:
-    """Features written last, or, where these have seen genes, others that have not; ``None`` where there are none."""
-    known, last = notes(adata).get(Keys.FEATURES, {}), notes(adata).get(Keys.LAST_REP)
-    if last in adata.obsm and known.get(last, {}).get("encoder") not in TRAINED:
-        return str(last)
-    frozen = [
-        key for key, about in known.items() if key in adata.obsm and about.get("encoder") not in {*TRAINED, *FLOORS}
-    ]
-    return frozen[-1] if frozen else None
-
-
-def _encode(evaluation: Evaluation, encoder: Any, key: str, folder: EvaluationFolder, kind: str) -> None:
+def _encode(evaluation: Evaluation, encoder: str | Encoder, key: str, folder: EvaluationFolder, kind: str) -> None:
     """Image features, in a store that a killed run goes on with."""
     from nichekd import pp
 
@@ -135,13 +100,18 @@ def _encode(evaluation: Evaluation, encoder: Any, key: str, folder: EvaluationFo
     )  # fmt: skip
 
 
-def _gene_aware_encoder(evaluation: Evaluation, folder: EvaluationFolder) -> Any:
+def _kept_encoder(folder: EvaluationFolder) -> Path | None:
+    """Where an earlier call put the gene-aware encoder, if one did."""
+    kept = None if folder.path is None else folder.path / ENCODER
+    return kept if kept is not None and kept.is_dir() else None
+
+
+def _gene_aware_encoder(evaluation: Evaluation, folder: EvaluationFolder) -> Encoder:
     from nichekd.models import Encoder
     from nichekd.models._encoder_registry import remember_encoder
     from nichekd.tl._gene_aware_encoder import gene_aware_encoder
 
-    kept = None if folder.path is None else folder.path / ENCODER
-    if kept is not None and kept.is_dir():
+    if (kept := _kept_encoder(folder)) is not None:
         encoder = Encoder.load(kept)
         remember_encoder(encoder, overwrite=True)
         return encoder
@@ -151,7 +121,7 @@ def _gene_aware_encoder(evaluation: Evaluation, folder: EvaluationFolder) -> Any
         split_key=plan.split_key, seed=plan.seeds[0], fit=plan.gene_aware_fit, device=plan.device,
         table_key=plan.table_key,
     )  # fmt: skip
-    if kept is not None:
-        with written(kept) as new:
+    if folder.path is not None:
+        with written(folder.path / ENCODER) as new:
             encoder.save(new)
     return encoder

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,24 +11,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nichekd._files import held, written
-from nichekd._keys import Keys
-from nichekd._record import notes, plain
-from nichekd._resolve import centres_um, split_of
-from nichekd.tl._inputs import features_of
+from nichekd._record import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from nichekd.tl._evaluation_methods import Outcome
 
 FORMAT = 2  # settings by what is not default in them
-#: what features were made of, besides their encoder; None where it does not apply
-CROPS = ("crop_px", "mpp", "mode", "stride_px", "stain", "image_fingerprint")
-HASHED_ROWS = 1_000
 MANIFEST, LOCK, RUNS, TEACHER = "manifest.json", "writer.lock", "runs", "teacher"
+OF_STUDENTS = ("proba", "calibrated")  # (0, 0) of other methods
+FOLDERS = (RUNS, "features", "encoder")
+Shape = tuple[int | None, ...]
+ONE, MANY = "one data set", "many data sets"
+#: tables; the command line draws the figure
+TABLES = (
+    "evaluation.csv", "agreement.csv", "composition.csv", "probe.csv", "calibration.csv", "runs.csv", "teachers.csv",
+    "agreement.png",
+)  # fmt: skip
+OURS = (*FOLDERS, *TABLES)
+
+
+RUN = re.compile(r"K(?P<K>\d+)_seed(?P<seed>\d+)")
+
+
+def run_name(n_niches: int, seed: int) -> str:
+    """By what a folder knows a K and a seed."""
+    return f"K{n_niches}_seed{seed}"
 
 
 class EvaluationFolder:
@@ -52,15 +63,16 @@ class EvaluationFolder:
         ------
         NotADirectoryError
             If the path is a file.
+        ValueError
+            If what it holds is not of an evaluation.
         RuntimeError
             If another process holds it.
         """
         if self.path is None:
             yield
             return
-        if self.path.is_file():
-            raise NotADirectoryError(f"out={str(self.path)!r} is a file; name a folder.")
-        self.path.mkdir(parents=True, exist_ok=True)
+        _read_manifest(self.path / MANIFEST, refused=OURS)  # no lock is left in a folder of others
+        _make(self.path)
         busy = RuntimeError(f"Another process writes to out={str(self.path)!r}. Wait for it, or name another folder.")
         with held(self.path / LOCK, busy):
             yield
@@ -71,19 +83,29 @@ class EvaluationFolder:
         Raises
         ------
         ValueError
-            If the folder's results are of other data or settings, or its manifest is lost or damaged.
+            If the folder's results are of other data or settings, its manifest is lost or damaged, or what it holds is
+            not of an evaluation.
         """
         if self.path is None:
             return
         manifest = self.path / MANIFEST
-        wanted = {"format": FORMAT} | plain(made_of)
-        found = _read_manifest(manifest)
+        wanted = {"format": FORMAT, "of": ONE} | plain(made_of)
+        found = _read_manifest(manifest, refused=OURS)
         if differ := [key for key in wanted if key in found and found[key] != wanted[key]]:
             what = "; ".join(f"{key} {found[key]!r}, now {wanted[key]!r}" for key in differ)
             raise ValueError(
                 f"out={str(self.path)!r} holds results of something else: {what}. Name another folder, or remove it."
             )
         _replace(manifest, json.dumps(found | wanted, indent=1).encode())
+
+    def finished(self) -> dict[tuple[int, int], list[str]]:
+        """Methods that are finished, for each K and seed that has a teacher, in their order; none in memory."""
+        found = {}
+        for run in [] if self.path is None else self.path.glob(f"{RUNS}/K*_seed*/{TEACHER}.npz"):
+            if match := RUN.fullmatch(run.parent.name):
+                methods = sorted(file.stem for file in run.parent.glob("*.npz") if file != run)
+                found[int(match["K"]), int(match["seed"])] = methods
+        return dict(sorted(found.items()))
 
     def has(self, run: str, name: str) -> bool:
         """Whether this part of the run is finished."""
@@ -101,8 +123,8 @@ class EvaluationFolder:
         np.savez_compressed(buffer, **arrays)
         _replace(self._file(run, name), buffer.getvalue())
 
-    def arrays(self, run: str, name: str) -> dict[str, NDArray[Any]]:
-        """What was kept.
+    def arrays(self, run: str, name: str, shapes: Mapping[str, Shape] | None = None) -> dict[str, NDArray[Any]]:
+        """What was kept; with ``shapes`` it has to be these arrays, ``None`` being any length.
 
         Raises
         ------
@@ -115,16 +137,19 @@ class EvaluationFolder:
 
         file = self._file(run, name)
         try:
-            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as found:
-                return {key: found[key] for key in found.files}
+            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as kept:
+                found = {key: kept[key] for key in kept.files}
+            _check_shapes(found, shapes or {})
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as err:
             raise ValueError(f"{file} is damaged ({err}). Remove it: the same call makes it again.") from err
+        return found
 
-    def outcome(self, run: str, name: str) -> Outcome:
-        """A method's result."""
+    def outcome(self, run: str, name: str, *, n_cells: int | None = None, n_niches: int | None = None) -> Outcome:
+        """A method's result, of so many cells and niches."""
         from nichekd.tl._evaluation_methods import Outcome
 
-        found = self.arrays(run, name)
+        proba = (n_cells, n_niches)
+        found = self.arrays(run, name, {"labels": (n_cells,), "proba": proba, "calibrated": proba, "seconds": ()})
         return Outcome(found["labels"], found["proba"], found["calibrated"], float(found["seconds"]))
 
     def _file(self, run: str, name: str) -> Path:
@@ -133,39 +158,33 @@ class EvaluationFolder:
         return self.path / RUNS / run / f"{name}.npz"
 
 
-def cells_of(adata: AnnData, split_key: str) -> dict[str, Any]:
-    """What tells one data set from another: its cells and their split."""
-    digest = hashlib.sha256(np.ascontiguousarray(centres_um(adata), dtype="<f8").tobytes())
-    digest.update("\n".join(split_of(adata, split_key)).encode())
-    return {"cells": digest.hexdigest()[:16], "n_cells": adata.n_obs}
+def check_many(path: Path) -> None:
+    """Note that a folder holds the tables of many data sets.
 
-
-def features_made_of(adata: AnnData, reps: Mapping[str, str]) -> dict[str, Any]:
-    """``features.<kind>``: key and fingerprint of each kind of features; ``features.<kind>.<what>``: of what crops.
-
-    Of features that nichekd did not make from the image, the expression latent among them, a hash of some rows.
+    Raises
+    ------
+    NotADirectoryError
+        If the path is a file.
+    ValueError
+        If it holds those of one, or of something else.
     """
-    known, made_of = notes(adata).get(Keys.FEATURES, {}), {}
-    for kind, rep in reps.items():
-        about = known.get(rep, {})
-        made_of[f"features.{kind}"] = features_name(rep, about.get("fingerprint"))
-        made_of |= {f"features.{kind}.{name}": about.get(name) for name in CROPS} if about else {}
-        made_of |= {} if about else {f"features.{kind}.rows": _hash_of_rows(adata, rep)}
-    return made_of
+    manifest = path / MANIFEST
+    # there was no manifest above those of the data sets once
+    found = _read_manifest(manifest, refused=() if any(path.glob(f"*/{MANIFEST}")) else TABLES)
+    _make(path)
+    if found.get("of", MANY) != MANY or "cells" in found:
+        raise ValueError(f"out={str(path)!r} holds the results of one data set, now of many. Name another folder.")
+    _replace(manifest, json.dumps({"format": FORMAT, "of": MANY}, indent=1).encode())
 
 
-def features_name(rep: str, fingerprint: str | None) -> str:
-    """By what a folder knows features: their key, and the fingerprint of their encoder where it has one."""
-    return rep if fingerprint is None else f"{rep} {fingerprint}"
-
-
-def _read_manifest(manifest: Path) -> dict[str, Any]:
-    """What a folder's results are made of; nothing where there are none."""
+def _read_manifest(manifest: Path, *, refused: Sequence[str]) -> dict[str, Any]:
+    """What a folder's results are made of; nothing where it holds nothing that is ``refused``."""
+    out = str(manifest.parent)
     if not manifest.is_file():
-        if (manifest.parent / RUNS).is_dir():
+        if there := [name for name in refused if (manifest.parent / name).exists()]:
             raise ValueError(
-                f"out={str(manifest.parent)!r} has results, but no {MANIFEST} that tells what they are made of. Name "
-                "another folder, or remove it."
+                f"out={out!r} has {there}, but no {MANIFEST} that tells what they are made of: they would be mixed up, "
+                "or overwritten. Name another folder, or remove them."
             )
         return {}
     try:
@@ -174,15 +193,26 @@ def _read_manifest(manifest: Path) -> dict[str, Any]:
         raise ValueError(f"{manifest} is damaged ({err}). Name another folder for out=, or remove this one.") from err
     if not isinstance(found, dict):
         raise ValueError(f"{manifest} is damaged: it holds a {type(found).__name__}. Name another folder for out=.")
+    if "format" not in found or not {"of", "cells"} & set(found):
+        raise ValueError(f"{manifest} is of no evaluation, or damaged: it has {sorted(found)}. Name another out=.")
     return found
 
 
-def _hash_of_rows(adata: AnnData, rep: str) -> str:
-    """16 hexadecimal digits that tell features of one key apart by some of their rows."""
-    features = features_of(adata, rep, run="the method that writes it")
-    rows = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, HASHED_ROWS)).astype(np.int64))
-    found = np.ascontiguousarray(np.asarray(features[rows]), dtype="<f4")
-    return hashlib.sha256(repr(found.shape).encode() + found.tobytes()).hexdigest()[:16]
+def _check_shapes(found: Mapping[str, NDArray[Any]], shapes: Mapping[str, Shape]) -> None:
+    """Raise ``ValueError`` for an array that is missing or of another shape."""
+    for name, shape in shapes.items():
+        if name not in found:
+            raise ValueError(f"it has no {name!r}, but {sorted(found)}")
+        there = found[name].shape
+        fits = len(there) == len(shape) and all(n in (None, m) for n, m in zip(shape, there, strict=True))
+        if not fits and not (name in OF_STUDENTS and there == (0, 0)):
+            raise ValueError(f"{name!r} has shape {there}, in place of {shape}")
+
+
+def _make(path: Path) -> None:
+    if path.is_file():
+        raise NotADirectoryError(f"out={str(path)!r} is a file; name a folder.")
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +25,7 @@ Role = Literal["method", "baseline", "floor", "ceiling", "ablation"]
 FROZEN, GENE_AWARE, COLOR, RANDOM, SHUFFLED, EXPRESSION = (
     "frozen", "gene_aware", "color", "random", "shuffled", "expression",
 )  # fmt: skip
+OTHER_TEACHER = "niche_teacher_other_seed"
 OTHER_SEED = 1000  # added to a seed: far from the seeds of an evaluation, which run from 0
 
 
@@ -188,7 +190,7 @@ METHODS = {
         Method("niche_random_encoder", "floor", RANDOM, _student()),
         Method("niche_shuffled", "floor", SHUFFLED, _student()),
         Method("niche_expression", "ceiling", EXPRESSION, _student()),
-        Method("niche_teacher_other_seed", "ceiling", EXPRESSION, _other_teacher),
+        Method(OTHER_TEACHER, "ceiling", EXPRESSION, _other_teacher),
         Method("niche_own_crop", "ablation", FROZEN, _own_crop),
         Method("niche_no_position", "ablation", FROZEN, _student(sizes={"n_frequencies": 0})),
         Method("niche_hard_labels", "ablation", FROZEN, _student(teacher=REFERENCE)),
@@ -203,17 +205,22 @@ def chosen_methods(methods: Sequence[str] | None, *, has_image: bool) -> list[Me
 
     Raises
     ------
+    TypeError
+        If they are no list of names.
     ValueError
         If a name is unknown or given twice, or there is none.
     """
     if methods is None:
         needs_image = {GENE_AWARE, COLOR, RANDOM}
         return [METHODS[key] for key in DEFAULT if has_image or METHODS[key].rep not in needs_image]
-    if unknown := [key for key in methods if key not in METHODS]:
+    if isinstance(methods, str) or not isinstance(methods, Iterable):
+        raise TypeError(f"methods={methods!r} is a {type(methods).__name__}; hand in a list, e.g. methods=['niche'].")
+    keys = list(methods)
+    if unknown := [key for key in keys if not isinstance(key, str) or key not in METHODS]:
         raise ValueError(f"There is no method {unknown}; there are {list(METHODS)}.")
-    if not methods or len(set(methods)) < len(methods):
-        raise ValueError(f"methods={list(methods)}: name at least one, each once.")
-    return [METHODS[key] for key in methods]
+    if not keys or len(set(keys)) < len(keys):
+        raise ValueError(f"methods={keys}: name at least one, each once.")
+    return [METHODS[key] for key in keys]
 
 
 def timed(method: Method, run: Run) -> Outcome:

@@ -9,18 +9,21 @@ import numpy as np
 import pandas as pd
 
 from nichekd._calibration import brier_score, expected_calibration_error
+from nichekd._files import written
 from nichekd._keys import Keys, Split
 from nichekd._labels import REFERENCE, labels_of, subset_mask
 from nichekd._resolve import split_of
+from nichekd.tl._evaluation_scratch import ANNOTATION, CELL_TYPES, JUDGED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection
     from pathlib import Path
 
     from anndata import AnnData
     from numpy.typing import NDArray
 
     from nichekd.tl._evaluation_methods import Method, Outcome
+    from nichekd.tl._evaluation_plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -44,32 +47,23 @@ class Tables(NamedTuple):
     teachers: pd.DataFrame
 
 
-def scores(
-    adata: AnnData,
-    method: Method,
-    outcome: Outcome,
-    *,
-    cell_type_key: str | None,
-    annotation_key: str | None,
-    n_permutations: int,
-    split_key: str,
-) -> dict[str, Any]:
-    """Of one method, on the test cells of a table that holds the teacher's niches."""
+def scores(adata: AnnData, method: Method, outcome: Outcome, *, n_permutations: int) -> dict[str, Any]:
+    """Of one method, on the test cells of a scratch table that holds the teacher's niches."""
     from nichekd.tl._agreement import agreement
     from nichekd.tl._composition_divergence import composition_divergence
     from nichekd.tl._pathology_probe import pathology_probe
 
     n_names = max(len(adata.obs[REFERENCE].cat.categories), int(outcome.labels.max()) + 1)
-    adata.obs[method.key] = pd.Categorical.from_codes(outcome.labels, categories=[str(k) for k in range(n_names)])
-    at: dict[str, Any] = {"keys": [method.key], "split_key": split_key}
-    found = agreement(adata, **at).iloc[0].to_dict()
-    if cell_type_key is not None:
-        divergence = composition_divergence(adata, cell_type_key=cell_type_key, n_permutations=n_permutations, **at)
+    judged = f"{JUDGED}{method.key}"
+    adata.obs[judged] = pd.Categorical.from_codes(outcome.labels, categories=[str(k) for k in range(n_names)])
+    found = agreement(adata, keys=judged).iloc[0].to_dict() | {"key": method.key}
+    if CELL_TYPES in adata.obs:
+        divergence = composition_divergence(adata, keys=judged, cell_type_key=CELL_TYPES, n_permutations=n_permutations)
         found |= divergence.drop(columns=["key", "n_cells"]).iloc[0].to_dict()
-    if annotation_key is not None:
-        probe = pathology_probe(adata, annotation_key=annotation_key, **at)
+    if ANNOTATION in adata.obs:
+        probe = pathology_probe(adata, keys=judged, annotation_key=ANNOTATION)
         found["macro_f1"] = probe["macro_f1"].iloc[0]
-    test = subset_mask(adata, "test", split_key=split_key)
+    test = subset_mask(adata, Split.TEST)
     truth = labels_of(adata, REFERENCE).codes[test]
     if outcome.proba.size:
         found["KL"] = _divergence(adata.obsm[SOFT][test], outcome.proba[test].astype(np.float64))
@@ -81,7 +75,7 @@ def scores(
     return {"role": method.role, **found, "seconds": outcome.seconds}
 
 
-def soft_answer(adata: AnnData, *, split_key: str) -> NDArray[np.float64]:
+def soft_answer(adata: AnnData) -> NDArray[np.float64]:
     """The teacher's probabilities at the temperature at which its logits are distilled, (n, K)."""
     from scipy.special import softmax
 
@@ -89,7 +83,7 @@ def soft_answer(adata: AnnData, *, split_key: str) -> NDArray[np.float64]:
     from nichekd.tl._teacher import resolve_teacher
 
     target = resolve_teacher(adata, Keys.logits(Keys.TEACHER))
-    train = np.flatnonzero((split_of(adata, split_key) == Split.TRAIN) & target.teaches)
+    train = np.flatnonzero((split_of(adata) == Split.TRAIN) & target.teaches)
     return softmax(target.logits.astype(np.float64) / temperature_of("auto", target, train), axis=1)
 
 
@@ -101,11 +95,11 @@ def _divergence(target: NDArray[np.float64], proba: NDArray[np.float64]) -> floa
     return float(rel_entr(target, np.maximum(proba, SMALLEST)).sum(axis=1).mean())
 
 
-def teacher_probe(adata: AnnData, *, annotation_key: str, split_key: str) -> dict[str, Any]:
+def teacher_probe(adata: AnnData) -> dict[str, Any]:
     """The teacher's own row: it agrees with itself, but not with the pathologist."""
     from nichekd.tl._pathology_probe import pathology_probe
 
-    probe = pathology_probe(adata, annotation_key=annotation_key, keys=[REFERENCE], split_key=split_key)
+    probe = pathology_probe(adata, annotation_key=ANNOTATION, keys=[REFERENCE])
     return {"key": REFERENCE, "role": "reference", "macro_f1": probe["macro_f1"].iloc[0]}
 
 
@@ -130,22 +124,37 @@ def averaged(runs: pd.DataFrame, *, over: str) -> pd.DataFrame:
     return table.drop(columns=[name for name in table if table[name].isna().all() and not name.endswith("_sd")])
 
 
+def tables_of(runs: pd.DataFrame, teachers: pd.DataFrame) -> Tables:
+    """With the means over seeds; K and seeds in their order, methods as they come."""
+    runs = runs.sort_values(["K", "seed"], kind="stable", ignore_index=True)
+    return Tables(
+        averaged(runs, over="seeds"), runs, teachers.sort_values(["K", "seed"], kind="stable", ignore_index=True)
+    )
+
+
+def part_of(frame: pd.DataFrame, plan: Plan, keys: Collection[str] | None = None) -> pd.DataFrame:
+    """The rows of a plan's K and seeds, and of these methods."""
+    asked = frame["K"].isin(plan.K) & frame["seed"].isin(plan.seeds)
+    return frame[asked if keys is None else asked & frame["key"].isin(keys)]
+
+
 def write_tables(tables: Tables, out: Path) -> None:
-    """``evaluation.csv``, ``runs.csv``, ``teachers.csv``, and of the first the paper's tables, each a file."""
+    """``evaluation.csv``, ``runs.csv``, ``teachers.csv``, and of the first the paper's tables, each a file.
+
+    A part of which there is no score goes.
+    """
     table = tables.means
-    written = {"evaluation.csv": table, "runs.csv": tables.runs, "teachers.csv": tables.teachers}
+    shown = {"evaluation.csv": table, "runs.csv": tables.runs, "teachers.csv": tables.teachers}
     index = [name for name in ("dataset", "K", "key", "role") if name in table]
     counts = [name for name in ("n_cells", "n_seeds", "n_datasets") if name in table]
     for name, columns in PARTS.items():
         with_sd = [full for column in columns for full in (column, f"{column}_sd") if full in table]
         if with_sd:
-            written[name] = table.loc[table[with_sd[0]].notna(), index + with_sd + counts]
+            shown[name] = table.loc[table[with_sd[0]].notna(), index + with_sd + counts]
     out.mkdir(parents=True, exist_ok=True)
-    for name, frame in written.items():
-        frame.to_csv(out / name, index=False, float_format="%.6g")
-    log.info("tables in %s: %s", out, ", ".join(written))
-
-
-def label_columns(adata: AnnData, *columns: str | None) -> Sequence[str]:
-    """Columns of ``obs`` that the scores read, besides the split."""
-    return [column for column in columns if column is not None and column in adata.obs and column != Keys.SPLIT]
+    for name in set(PARTS) - set(shown):
+        (out / name).unlink(missing_ok=True)
+    for name, frame in shown.items():
+        with written(out / name) as new:
+            frame.to_csv(new, index=False, float_format="%.6g")
+    log.info("tables in %s: %s", out, ", ".join(shown))

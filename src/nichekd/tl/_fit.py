@@ -163,7 +163,7 @@ class _Run:
                 loss = self.loss(network, cells, generator)
                 optimizer.zero_grad(set_to_none=True)
                 self.fabric.backward(loss)
-                self.fabric.clip_gradients(network, optimizer, max_norm=fit.clip)
+                self.clip(network, optimizer)
                 optimizer.step()
                 schedule.step()
                 losses.append(loss.detach())
@@ -172,6 +172,16 @@ class _Run:
             if len(validation) and self.best.was(fit.patience) and (epoch + 1) * steps >= fit.min_steps:
                 break
         return history
+
+    def clip(self, network: Any, optimizer: Any) -> None:
+        """Clip the gradients; raises ``ValueError`` where they are not finite, before they spoil the weights."""
+        norm = self.fabric.clip_gradients(network, optimizer, max_norm=self.fit.clip, error_if_nonfinite=False)
+        if norm is not None and not torch.isfinite(norm):
+            largest = float(np.abs(self.components).max())
+            raise ValueError(
+                f"The student's loss is no longer finite; its whitened features reach {largest:.3g}. Look for outliers "
+                "among the image features (use_rep=), or lower FitSettings(learning_rate=...)."
+            )
 
     def loss(self, network: Any, cells: NDArray[np.integer], generator: torch.Generator) -> torch.Tensor:
         """Of one batch, or of this process' share of it, so weighted that the mean over processes is the batch's."""

@@ -14,8 +14,8 @@ class FitSettings(WithRanges):
     Attributes
     ----------
     max_epochs, batch_size
-        Passes over the training cells at most, and cells a step; by default 24 of 256, or, of 30,000 cells or more, 16
-        of 512: they need fewer passes.
+        Passes over the training cells, at most unless ``min_steps`` ask for more, and cells a step; by default 24 of 256,
+        or, of 30,000 cells or more, 16 of 512: they need fewer passes.
     block_cells
         Cells of a batch that lie side by side, and share their neighbors: fewer cost more and may teach a little
         better; 1 takes random cells.

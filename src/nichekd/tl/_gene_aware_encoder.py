@@ -10,6 +10,7 @@ from nichekd._keys import Keys, Split
 from nichekd._record import record
 from nichekd._resolve import centres_um, get_table, split_of
 from nichekd._seeds import check_seed
+from nichekd.tl._expression import express
 from nichekd.tl._gene_aware_start import check_start, start_encoder
 from nichekd.tl._inputs import features_of, neighborhood_index
 from nichekd.tl._teacher import resolve_teacher
@@ -132,7 +133,6 @@ def gene_aware_encoder(
     >>> encoder = nk.tl.gene_aware_encoder(sdata)  # doctest: +SKIP
     >>> nk.pp.histology_features(sdata, encoder=encoder)  # doctest: +SKIP
     """
-    from nichekd import pp
     from nichekd._image import get_image
     from nichekd.models._encoder_registry import remember_encoder
     from nichekd.pp._overlap import warn_if_crops_overlap
@@ -150,7 +150,7 @@ def gene_aware_encoder(
     is_train = split_of(adata, split_key) == Split.TRAIN
     train = np.flatnonzero(is_train & _are_counted(adata))
     if target == Keys.SCVI and target not in adata.obsm:
-        pp.expression_features(sdata, split_key=split_key, seed=seed, device=device, table_key=table_key)
+        express(sdata, split_key=split_key, seed=seed, device=device, table_key=table_key)
     latent = np.asarray(features_of(adata, target, run="nk.pp.expression_features"), dtype=np.float32)
     index = neighborhood_index(sdata, split_key=split_key, table_key=table_key)
     around = neighborhood_means(index, latent)

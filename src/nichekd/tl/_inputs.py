@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IN_MEMORY_BYTES = 2**30
+LARGEST = 1e18  # its square is a float32
 BLOCK = 16_384  # rows that are read, or looked at, at once
 
 
@@ -75,6 +76,8 @@ def image_rep(data: AnnData | SpatialData, use_rep: str | None, *, device: str |
     adata = get_table(data, table_key)
     if use_rep is None:
         use_rep = notes(adata).get(Keys.LAST_REP)
+        if use_rep is not None:
+            log.info("image features: obsm[%r]", use_rep)
     if use_rep is None:
         log.info("no image features yet: encoding crops with %s", settings.encoder)
         pp.histology_features(data, encoder=settings.encoder, device=device, table_key=table_key)
@@ -93,7 +96,8 @@ def features_of(adata: AnnData, use_rep: str, *, run: str) -> Any:
     TypeError
         If it holds no real numbers.
     ValueError
-        If it is not a matrix, or holds NaN or infinite values.
+        If it is not a matrix, or holds NaN, infinite values, or values beyond ±1e18, whose squares are infinite to the
+        networks, which are float32.
     """
     features = require(adata, "obsm", use_rep, run=run)
     for in_memory in ("to_numpy", "toarray"):  # of a DataFrame, of a sparse matrix
@@ -111,6 +115,12 @@ def features_of(adata: AnnData, use_rep: str, *, run: str) -> Any:
         if bad:
             raise ValueError(
                 f"obsm[{use_rep!r}] is NaN or infinite for {bad:,} of {len(features):,} cells; run {run} again."
+            )
+        largest = max((float(np.abs(features[i : i + BLOCK]).max(initial=0)) for i in blocks), default=0.0)
+        if largest > LARGEST:
+            raise ValueError(
+                f"obsm[{use_rep!r}] has values of up to {largest:.3g}, which networks can't learn from; scale them, or run "
+                f"{run} again."
             )
     return features
 

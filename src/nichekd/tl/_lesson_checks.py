@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from nichekd.models._neighborhood_transformer import Preset
+
+WHOLE_SIZES = ("d_model", "n_layers", "n_heads", "n_frequencies")
 
 
 def check_lesson(
@@ -52,6 +55,10 @@ def check_sizes(preset: Preset, sizes: dict[str, Any]) -> None:
     known = [field.name for field in fields(NeighborhoodConfig) if field.name != "n_features"]
     if unknown := sorted(set(sizes) - set(known)):
         raise TypeError(f"sizes= names {unknown}, which a network does not have; it has {known}.")
+    for name, value in sizes.items():
+        kind, words = (Integral, "a whole number") if name in WHOLE_SIZES else (Real, "a number")
+        if name != "architecture" and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise TypeError(f"sizes= has {name}={value!r}, which has to be {words}.")
     NeighborhoodConfig.preset(preset, 1, **sizes)
 
 

@@ -12,6 +12,7 @@ from nichekd._keys import Keys, Split
 from nichekd._record import record
 from nichekd._resolve import get_table, split_of, working_copy
 from nichekd._seeds import check_seed
+from nichekd.tl._expression import express
 from nichekd.tl._inputs import check_n_niches, features_of, neighborhood_index
 from nichekd.tl._write_niches import write_labels
 
@@ -55,8 +56,8 @@ def nolan(
     Parameters
     ----------
     data
-        Cells with ``obsm[use_rep]``; :func:`nichekd.pp.expression_features` and
-        :func:`nichekd.pp.neighborhoods` run where their results are missing.
+        Cells with ``obsm[use_rep]``; :func:`nichekd.pp.expression_features`, which corrects for sections if there are
+        several, and :func:`nichekd.pp.neighborhoods` run where their results are missing.
     K
         Number of niches, from 2 to the number of training cells.
     use_rep
@@ -122,9 +123,7 @@ def nolan(
     if n_seeds < 1:
         raise ValueError(f"n_seeds={n_seeds}; it has to be at least 1.")
     if use_rep == Keys.SCVI and Keys.SCVI not in adata.obsm:
-        from nichekd import pp
-
-        pp.expression_features(data, split_key=split_key, seed=seed, device=device, table_key=table_key)
+        express(data, split_key=split_key, seed=seed, device=device, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.expression_features")
     index = neighborhood_index(data, split_key=split_key, table_key=table_key)
     fit = fit or NolanSettings()

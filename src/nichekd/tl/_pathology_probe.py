@@ -119,9 +119,14 @@ def spatial_blocks(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.intp]:
 
 
 def check_annotated(
-    adata: AnnData, annotation_key: str, *, subset: str | None, split_key: str = Keys.SPLIT
+    adata: AnnData,
+    annotation_key: str,
+    *,
+    subset: str | None,
+    split_key: str = Keys.SPLIT,
+    advice: str = "Choose another subset= (None: all cells), another split, or another annotation_key=.",
 ) -> NDArray[np.bool_]:
-    """Which cells of ``subset`` have an annotation, (n,).
+    """Which cells of ``subset`` have an annotation, (n,); ``advice`` ends the message where they are too few.
 
     Raises
     ------
@@ -142,7 +147,7 @@ def check_annotated(
         f"obs[{annotation_key!r}] marks {annotated.sum():,} cells{'' if subset is None else f' of subset {subset!r}'}, "
         f"as {kinds.to_dict()}; the probe needs at least {N_BLOCKS} cells of 2 kinds. In all, {where.sum():,} cells "
         f"are marked, as {pd.Series(annotation).value_counts().to_dict()}, by split {by_split}. "
-        "Choose another subset= (None: all cells), another split, or another annotation_key=."
+        f"{advice}"
     )
 
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nichekd._added import check_niche_columns, check_niche_name
 from nichekd._keys import Keys
 from nichekd._record import record
 from nichekd._resolve import get_table, working_copy
@@ -65,7 +66,7 @@ def predict_niches(
         absent or holds other words than those of :func:`nichekd.pp.split`, which is logged.
     key_added
         ``obs`` key of the labels; with another than ``"niche"``, say ``"niche_old"``, the others are ``old_logits``,
-        ``old_proba``, ``niche_old_entropy`` and ``niche_old_ood``.
+        ``old_proba``, ``niche_old_entropy`` and ``niche_old_ood``. What an earlier student wrote there is replaced.
     device
         Fabric's accelerator; default ``nk.settings.device``.
     table_key
@@ -89,11 +90,12 @@ def predict_niches(
     KeyError
         If ``use_rep`` is missing.
     TypeError
-        If ``student`` is none.
+        If ``student`` is none, ``min_confidence`` no number, or ``key_added`` no string.
     ValueError
         If there are no cells; if the features are of another encoder or other weights, of another crop size or µm per
-        pixel than the student's, or of another length; if ``min_confidence`` is not in [0, 1]; if ``key_added`` is the
-        teacher's or a baseline's.
+        pixel than the student's, or of another length; if ``min_confidence`` is not in [0, 1]; if ``key_added`` is a name
+        that no file can hold, the teacher's, a baseline's, or another function's, or if it would replace what is read
+        here, or columns that no student wrote.
 
     Warns
     -----
@@ -110,9 +112,8 @@ def predict_niches(
         raise TypeError(
             f"student is a {type(student).__name__}; it has to be a NicheStudent: nk.models.NicheStudent.load(folder)."
         )
-    if min_confidence is not None and not 0 <= min_confidence <= 1:
-        raise ValueError(f"min_confidence={min_confidence}; it is a probability, from 0 to 1.")
-    Keys.check_student(key_added)
+    _check_confidence(min_confidence)
+    check_niche_name(key_added, data)
     data = working_copy(data, copy)
     wanted = student.config.features
     encoder = find_cells(data, wanted, use_rep=use_rep, encoder=student.encoder, table_key=table_key)
@@ -121,6 +122,7 @@ def predict_niches(
         raise ValueError(
             "The table has no cells; there is nothing to predict for. Run nk.pp.segment_nuclei, or check it."
         )
+    check_niche_columns(adata, key_added, reads=(use_rep, split_key))
     use_rep = student_rep(data, student, use_rep, encoder=encoder, device=device, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     check_features(adata, student, use_rep, features.shape[1])
@@ -137,7 +139,7 @@ def predict_niches(
         min_confidence=min_confidence,
     )
     parameters = {"K": student.n_niches, "use_rep": use_rep, "radius": student.config.radius}
-    parameters |= {"min_confidence": min_confidence, "warnings": None}
+    parameters |= {"key_added": key_added, "min_confidence": min_confidence, "warnings": None}
     if student.training_range is not None:
         ood = adata.obs[Keys.ood(key_added)].to_numpy()
         found = slide_warnings(student, index, colors, ood=ood)
@@ -146,6 +148,15 @@ def predict_niches(
         parameters["warnings"] = found or None
     record(adata, "predict_niches", seconds=time.perf_counter() - started, **parameters)
     return data if copy else None
+
+
+def _check_confidence(least: Any) -> None:
+    if least is None:
+        return
+    if isinstance(least, bool) or not isinstance(least, (int, float, np.integer, np.floating)):
+        raise TypeError(f"min_confidence={least!r}; it has to be a number from 0 to 1, or None.")
+    if not 0 <= least <= 1:
+        raise ValueError(f"min_confidence={least}; it is a probability, from 0 to 1.")
 
 
 def write_student_niches(

@@ -104,13 +104,11 @@ def survival(
     use_rep = image_rep(data, use_rep, table_key=table_key)
     features = features_of(adata, use_rep, run="nk.pp.histology_features")
     means = _slide_means(adata, features, {name: slides[name] for name in clinical.index}, weight_key)
-    fold = _folds(group, n_folds, seed)
-    risk = np.empty(len(clinical))
+    fold, risk = _folds(group, n_folds, seed), np.empty(len(clinical))
     for one in range(n_folds):
         risk[fold == one] = _risk(fitter, means, clinical, fold != one, fold == one, n_components, penalizer, seed)
     rows = [_row(one, clinical[fold == one], risk[fold == one], concordance) for one in range(n_folds)]
     table = pd.DataFrame([*rows, _row("all", clinical, risk, concordance)])
-
     column = np.full(adata.n_obs, np.nan)
     for name, value in zip(clinical.index, risk, strict=True):
         column[slides[name]] = value

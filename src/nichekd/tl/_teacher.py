@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nichekd._keys import Keys
+from nichekd._labels import alike, distinct_names
 from nichekd._palette import palette
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def resolve_teacher(adata: AnnData, teacher: str | Any) -> Teacher:
     TypeError
         If an ``obs`` column holds numbers that are no labels, or an array labels.
     ValueError
-        If the array has the wrong number of rows or columns, or no cell has a target.
+        If the array has the wrong number of rows or columns, no cell has a target, or labels or the columns of a
+        ``DataFrame`` read alike.
     """
     if not isinstance(teacher, str):
         return _from_matrix(adata, teacher, "the teacher array", label_key=None)
@@ -72,6 +74,8 @@ def resolve_teacher(adata: AnnData, teacher: str | Any) -> Teacher:
 def _from_matrix(adata: AnnData, matrix: Any, what: str, *, label_key: str | None) -> Teacher:
     columns = None
     if isinstance(matrix, pd.DataFrame):
+        if same := alike(matrix.columns):
+            raise ValueError(f"{what} has columns that read alike, {same}; they name the niches. Rename them.")
         columns = list(matrix.columns.astype(str))
         matrix = _in_order(adata, matrix, what)
     logits = _numbers(matrix, what)
@@ -127,7 +131,7 @@ def _from_labels(adata: AnnData, key: str) -> Teacher:
         )
     declared = column.astype("category").cat
     labels = declared.remove_unused_categories().cat
-    codes, names = labels.codes.to_numpy(), tuple(map(str, labels.categories))
+    codes, names = labels.codes.to_numpy(), tuple(distinct_names(labels.categories, key))
     if len(names) < 2:
         raise ValueError(f"obs[{key!r}] has {len(names)} label {list(names)}; a teacher has at least two niches.")
     rest = (1 - LABEL_CONFIDENCE) / (len(names) - 1)
@@ -142,8 +146,9 @@ def _from_labels(adata: AnnData, key: str) -> Teacher:
 
 def _colors(adata: AnnData, label_key: str | None, n_niches: int) -> tuple[str, ...]:
     """The labels' own colours where they have some, one a niche."""
-    if label_key is not None:
-        stored = adata.uns.get(Keys.colors(label_key))
-        if stored is not None and len(stored) >= n_niches:
-            return tuple(map(str, stored[:n_niches]))
+    from matplotlib.colors import is_color_like, to_hex
+
+    stored = None if label_key is None else adata.uns.get(Keys.colors(label_key))
+    if stored is not None and len(stored) >= n_niches and all(map(is_color_like, stored)):
+        return tuple(str(color) if isinstance(color, str) else to_hex(color) for color in stored[:n_niches])
     return tuple(palette(n_niches))
