@@ -51,7 +51,7 @@ def test_a_split_of_somebody_else_keeps_nothing_apart(caplog):
 
 
 def test_a_split_of_somebody_else_is_not_fitted_on():
-    with pytest.raises(ValueError, match=r"\['val'\].*Rename that column.*split_key="):
+    with pytest.raises(ValueError, match=r"\['val'\].*rename it first.*split_key="):
         nk.pp.estimate_radius(strewn(split=["val"] * 300))
 
 

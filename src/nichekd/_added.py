@@ -85,6 +85,8 @@ def check_niche_columns(adata: AnnData, key: str, *, reads: Iterable[Any] = ()) 
 def check_split_column(data: AnnData | SpatialData, adata: AnnData, key: Any, *, library_key: str | None) -> None:
     """Refuse a split ``obs[key]`` that no file can hold, or that would replace what :func:`nichekd.pp.split` did not write.
 
+    ``obs["split"]`` is its own by name.
+
     Raises
     ------
     TypeError
@@ -98,7 +100,7 @@ def check_split_column(data: AnnData | SpatialData, adata: AnnData, key: Any, *,
         return
     if key in (library_key, recorded_library(adata)):
         raise ValueError(f"key_added={key!r} would replace the column of sections. Choose another, e.g. 'split'.")
-    if not _is_of_split(adata, key):
+    if key != Keys.SPLIT and not _is_of_split(adata, key):
         raise ValueError(
             f"key_added={key!r} would replace obs[{key!r}], which nk.pp.split did not write. To keep it, rename it, "
             f"adata.obs = adata.obs.rename(columns={{{key!r}: '{key}_before'}}), or choose another key_added= and name "

@@ -184,8 +184,8 @@ def split_of(adata: AnnData, split_key: str | None = Keys.SPLIT) -> NDArray[np.s
     split = _words(adata, split_key)
     if isinstance(split, str):
         raise ValueError(
-            f"{split} Rename that column and run nk.pp.split, or have nk.pp.split(key_added=...) write another and name "
-            "that by split_key=."
+            f"{split} Run nk.pp.split, which writes that column anew; to keep it, rename it first, or have "
+            "nk.pp.split(key_added=...) write another and name that by split_key=."
         )
     if not (split == Split.TRAIN).any():
         raise ValueError(

@@ -64,7 +64,7 @@ def split(
         Column of ``obs`` that tells sections apart, each of which is cut into strips of its own. Without an image,
         every section has coordinates of its own; with one, they lie on it together.
     key_added
-        Column to write; an earlier split there is replaced.
+        Column to write; an earlier split there is replaced, and by its default name whatever is there.
     table_key
         Table of a ``SpatialData``.
     copy
@@ -86,7 +86,7 @@ def split(
     ValueError
         If there are fewer than two strips, or no such strip; if crops are asked for and µm per pixel is not known; if
         no training or no test cell is left; if a cell has no section; if ``key_added`` is a name that no file can hold or
-        another function's, or would replace a column that this function did not write; or whatever is wrong with the
+        another function's, or is none of its own and holds what this function did not write; or whatever is wrong with the
         centres or the image.
 
     Warns

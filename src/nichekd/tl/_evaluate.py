@@ -122,7 +122,7 @@ def evaluate(
     teacher's soft answer from theirs in nats, ``ECE``, ``Brier`` and the latter two ``_calibrated``; ``p_value``, the
     largest of the seeds; ``n_matched`` and ``n_unmatched``, ``seconds``, ``n_cells``, ``n_seeds``. With many data sets
     a row per ``dataset``, and of ``dataset="mean"`` mean and standard deviation over data sets. Writes features and
-    split to ``data`` where they were missing, ``uns["nichekd"]["evaluate"]``, and to ``out`` this table,
+    split to ``data`` where they were missing (what ``use_rep=None`` means stays what it was), ``uns["nichekd"]["evaluate"]``, and to ``out`` this table,
     ``evaluation.csv``, and its parts ``agreement.csv``, ``composition.csv``, ``probe.csv`` and ``calibration.csv``; the
     scores of each seed, ``runs.csv``; and what the niches of each teacher are, ``teachers.csv``, see
     :func:`nichekd.tl.niche_summary`.

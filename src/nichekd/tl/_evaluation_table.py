@@ -100,7 +100,7 @@ def teacher_probe(adata: AnnData) -> dict[str, Any]:
     from nichekd.tl._pathology_probe import pathology_probe
 
     probe = pathology_probe(adata, annotation_key=ANNOTATION, keys=[REFERENCE])
-    return {"key": REFERENCE, "role": "reference", "macro_f1": probe["macro_f1"].iloc[0]}
+    return {"key": REFERENCE, "role": "reference", **probe[["macro_f1", "n_cells"]].iloc[0].to_dict()}
 
 
 def averaged(runs: pd.DataFrame, *, over: str) -> pd.DataFrame:

@@ -69,8 +69,8 @@ def gene_aware_encoder(
         Cells with an H&E image and with ``obsm[target]``; :func:`nichekd.pp.expression_features` and
         :func:`nichekd.pp.neighborhoods` run where their results are missing.
     encoder
-        Where it starts: ``"small_cnn"`` from nothing; ``"efficientnet_lite0"`` from its ImageNet weights, ``"uni2"``,
-        a registered encoder or a model of the hub, ``"hf-hub:..."``, from theirs; a convolutional model or a ViT of
+        Where it starts: ``"small_cnn"`` from nothing, which takes no weights, but far more training than one section
+        gives to tell as much as a pretrained start; ``"efficientnet_lite0"`` from its ImageNet weights, ``"uni2"``, a registered encoder or a model of the hub, ``"hf-hub:..."``, from theirs; a convolutional model or a ViT of
         timm from ``weights``, or from nothing. Crops for a ViT are multiples of its patch.
     weights
         Weights file of the encoder, see :func:`nichekd.models.get_encoder`.
@@ -130,7 +130,7 @@ def gene_aware_encoder(
     >>> import nichekd as nk
     >>> sdata = nk.datasets.pancreas()
     >>> nk.pp.split(sdata)
-    >>> encoder = nk.tl.gene_aware_encoder(sdata)  # doctest: +SKIP
+    >>> encoder = nk.tl.gene_aware_encoder(sdata, encoder="efficientnet_lite0")  # doctest: +SKIP
     >>> nk.pp.histology_features(sdata, encoder=encoder)  # doctest: +SKIP
     """
     from nichekd._image import get_image
