@@ -20,7 +20,7 @@ TITLES: Final = {
     Keys.niche(Keys.HISTOLOGY_LEIDEN): "Histology-Leiden",
     Keys.NICHE_TRUE: "Planted niches",
     # rows of nk.tl.evaluate
-    "niche_gene_aware": "Student, gene-aware encoder",
+    "niche_gene_aware": "Student, gene-aware encoder (H&E only)",
     "niche_gene_aware_nolan": "NOLAN, gene-aware encoder",
     "niche_gene_aware_leiden": "Leiden, gene-aware encoder",
     "niche_color": "Student on colour statistics",
