@@ -229,7 +229,7 @@ def test_too_coarse_for_nuclei(middles):
 
 def test_contradicting_mpp(middles):
     sdata = slide(discs(middles))
-    from nichekd._image import note_image
+    from nichekd._image_notes import note_image
 
     note_image(sdata, "he", mpp=MPP, source="here")
     with pytest.raises(ValueError, match="0.5 µm per pixel"):
