@@ -7,7 +7,11 @@ import pytest
 
 import nichekd as nk
 
-pytestmark = [pytest.mark.slow, pytest.mark.real_data]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.real_data,
+    pytest.mark.filterwarnings("ignore:.* cells have no counts:UserWarning"),  # 105 of them: it is real data
+]
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FROZEN_BASELINES = ["niche_histology_nolan", "niche_histology_leiden"]
