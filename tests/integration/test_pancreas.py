@@ -8,7 +8,10 @@ from spatialdata import SpatialData
 import nichekd as nk
 from nichekd.models import NicheStudent
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.* cells have no counts:UserWarning"),  # 20 of them: it is real data
+]
 
 FEATURES = "X_efficientnet_lite0"
 BASELINES = ["niche_histology_nolan", "niche_histology_leiden"]
