@@ -109,3 +109,15 @@ def color_at():
         return tuple(int(it) for it in drawn[int(drawn.shape[0] - row), int(column), :3])
 
     return look
+
+
+@pytest.fixture
+def legend():
+    """Of a figure, colour by name."""
+
+    def read(fig):
+        (found,) = fig.legends + [ax.get_legend() for ax in fig.axes if ax.get_legend() is not None]
+        names = [text.get_text() for text in found.get_texts()]
+        return dict(zip(names, [handle.get_markerfacecolor() for handle in found.legend_handles], strict=True))
+
+    return read

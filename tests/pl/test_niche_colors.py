@@ -12,13 +12,6 @@ def dots(ax):
     return ax.collections[0]
 
 
-def legend(fig):
-    """Colour by name."""
-    (found,) = fig.legends + [ax.get_legend() for ax in fig.axes if ax.get_legend() is not None]
-    names = [text.get_text() for text in found.get_texts()]
-    return dict(zip(names, [handle.get_markerfacecolor() for handle in found.legend_handles], strict=True))
-
-
 def test_matched_niches_have_one_color(slide, panels):
     """The baseline's a, b, c, d are the teacher's 3, 2, 1, 0; its e is nobody's."""
     shown = panels(nk.pl.niches(slide))
@@ -75,7 +68,7 @@ def test_a_matching_made_before_is_kept_until_labels_change(slide):
     assert adata.uns["niche_histology_leiden_colors"] != made
 
 
-def test_unmatched_niches_of_two_methods_differ(cells):
+def test_unmatched_niches_of_two_methods_differ(cells, legend):
     """Also where one of them has its colours of an earlier matching, which knew of no other."""
     alone = np.where(cells.obsm["spatial"][:, 0] > 180, "e", cells.obs["niche_teacher"])
     cells.obs["niche_other"] = pd.Categorical(alone)
@@ -85,13 +78,13 @@ def test_unmatched_niches_of_two_methods_differ(cells):
     assert len(set(colors.values())) == len(colors)
 
 
-def test_legend_names_each_niche_once(slide):
+def test_legend_names_each_niche_once(slide, legend):
     fig = nk.pl.niches(slide)
     assert list(legend(fig)) == ["0", "1", "2", "3", "Histology-Leiden e"]
     assert len(set(legend(fig).values())) == 5
 
 
-def test_legend_has_the_titles_handed_in(slide):
+def test_legend_has_the_titles_handed_in(slide, legend):
     """Without what is in brackets, unless two panels differ by nothing else."""
     fig = nk.pl.niches(slide, titles={"niche_histology_leiden": "Leiden (H&E)"})
     assert list(legend(fig))[-1] == "Leiden e"
@@ -99,14 +92,14 @@ def test_legend_has_the_titles_handed_in(slide):
     assert list(legend(fig))[-1] == "Leiden (H&E) e"
 
 
-def test_cells_without_a_label_are_grey_and_in_the_legend(cells, panels):
+def test_cells_without_a_label_are_grey_and_in_the_legend(cells, panels, legend):
     cells.obs["niche"] = cells.obs["niche"].where(np.arange(400) > 0)
     fig = nk.pl.niches(cells, keys=["niche_teacher", "niche"])
     assert legend(fig)["no label"] == "#d3d3d3"
     assert np.allclose(dots(panels(fig)["Student (H&E only)"]).get_facecolors()[0], to_rgba_array("#d3d3d3"))
 
 
-def test_twenty_niches_have_twenty_colors(cells):
+def test_twenty_niches_have_twenty_colors(cells, legend):
     cells.obs["niche"] = (np.arange(400) % 20).astype(str)
     cells.obs["niche"] = cells.obs["niche"].astype("category")
     fig = nk.pl.niches(cells, keys="niche", reference="niche")

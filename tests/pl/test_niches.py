@@ -15,13 +15,6 @@ def dots(ax):
     return ax.collections[0]
 
 
-def legend(fig):
-    """Colour by name."""
-    (found,) = fig.legends + [ax.get_legend() for ax in fig.axes if ax.get_legend() is not None]
-    names = [text.get_text() for text in found.get_texts()]
-    return dict(zip(names, [handle.get_markerfacecolor() for handle in found.legend_handles], strict=True))
-
-
 def outlines(ax):
     return [patch for patch in ax.patches if patch.get_gid() == "test"]
 
@@ -153,7 +146,7 @@ def test_scale_bar_is_in_micrometres(cells, panels):
     assert not any(ax.artists for ax in others)
 
 
-def test_only_a_student_on_a_new_slide(cells, panels):
+def test_only_a_student_on_a_new_slide(cells, panels, legend):
     cells.obs = cells.obs[["niche"]]
     fig = nk.pl.niches(cells)
     assert list(panels(fig)) == ["Student (H&E only)"]

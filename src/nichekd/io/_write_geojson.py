@@ -70,8 +70,9 @@ def write_geojson(
     Returns
     -------
     The path. The file is a FeatureCollection, a feature a cell, in pixels of the slide's full resolution, of the whole
-    slide where the image was cut out of one that ``nk.io`` read, with the properties ``objectType``, ``name`` (of the cell), ``classification`` and, as far as they were written,
-    ``measurements``: probability of each niche, entropy, out-of-distribution score.
+    slide where the image was cut out of one that ``nk.io`` read, with the properties ``objectType``, ``name`` (of the
+    cell), ``classification`` and, as far as they were written, ``measurements``: probability of each niche, entropy,
+    out-of-distribution score.
     Writes ``uns["nichekd"]["write_geojson"]``, and ``uns["<key>_colors"]`` where it is missing.
 
     Raises

@@ -13,7 +13,7 @@ from nichekd.pl._one_cell import neighbors_of, position_of, radius_of
 from nichekd.pl._places import sections, table_to_draw
 from nichekd.pl._slide import crops_at, draw_slide, slide_of
 from nichekd.pl._split import COLORS
-from nichekd.pl._tissue import Extent, dot_area, dots, frame, label_colors, outline_test
+from nichekd.pl._tissue import Extent, dot_area, dots, frame, frames_of_test, label_colors, outline_test
 from nichekd.pl._titles import image_title
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _whole(
         return
     if image is not None:
         dots(ax, xy[split == Split.BUFFER], COLORS[Split.BUFFER], area, alpha=0.45)
-    outline_test(ax, xy, split, sections(adata, np.ones(adata.n_obs, dtype=bool)), label=True)
+    outline_test(ax, frames_of_test(xy, split, sections(adata, np.ones(adata.n_obs, dtype=bool))), label=True)
     if (split == Split.BUFFER).any():
         handles = legend_handles({"buffer": COLORS[Split.BUFFER]})
         ax.legend(handles=handles, loc="lower right", framealpha=0.75, edgecolor="none", fontsize=7, handletextpad=0.1)

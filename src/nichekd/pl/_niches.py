@@ -11,7 +11,7 @@ from nichekd._palette import MISSING, shared_colors
 from nichekd.pl._figure import Grid, check_save, finish, legend_handles, place_legend, scale_bar, styled
 from nichekd.pl._places import places, sections, table_to_draw
 from nichekd.pl._slide import draw_slide, slide_of
-from nichekd.pl._tissue import Extent, dot_area, dots, frame, label_colors, outline_test
+from nichekd.pl._tissue import Extent, dot_area, dots, frame, frames_of_test, label_colors, outline_test
 from nichekd.pl._titles import image_title, short_titles, title_of
 
 if TYPE_CHECKING:
@@ -123,9 +123,10 @@ def niches(
             dots(ax, xy, label_colors(labels_of(adata, key)[mask], colors[key]), area)
         scale_bar(panels[0])
         if split is not None:
-            section = sections(adata, mask)
-            marked = [outline_test(ax, xy, split, section, label=ax is panels[0]) for ax in panels[:n_panels]]
-            if not any(marked):
+            frames = frames_of_test(xy, split, sections(adata, mask))
+            for ax in panels[:n_panels]:
+                outline_test(ax, frames, label=ax is panels[0])
+            if not frames:
                 _fade(maps, split)
         place_legend(fig, legend_handles(entries), title="Niche", spare=panels[-1], columns=plan.legend_columns)
         return finish(fig, save, dpi)

@@ -8,7 +8,7 @@ from nichekd._keys import Keys, Split
 from nichekd._resolve import require, split_of
 from nichekd.pl._figure import Grid, check_save, finish, legend_handles, place_legend, scale_bar, styled
 from nichekd.pl._places import places, sections, table_to_draw
-from nichekd.pl._tissue import Extent, dot_area, dots, frame, outline_test
+from nichekd.pl._tissue import Extent, dot_area, dots, frame, frames_of_test, outline_test
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,7 @@ def split(
         for word, color in COLORS.items():
             dots(ax, xy[words == word], color, area, label=word)
         scale_bar(ax)
-        outline_test(ax, xy, words, sections(adata, everything), label=False)
+        outline_test(ax, frames_of_test(xy, words, sections(adata, everything)), label=False)
         if own:
             place_legend(fig, legend_handles(entries))
         else:

@@ -88,33 +88,32 @@ def label_colors(labels: pd.Categorical, colors: Mapping[str, str]) -> NDArray[n
     return table[labels.codes]  # code -1, no label, is the last row
 
 
-def outline_test(
-    ax: Axes, xy: NDArray[np.float64], split: NDArray[np.str_], section: NDArray[np.intp], *, label: bool
-) -> bool:
-    """Frame each section's test cells if strips or boxes hold them and no training cell; whether it did.
+def frames_of_test(
+    xy: NDArray[np.float64], split: NDArray[np.str_], section: NDArray[np.intp]
+) -> list[NDArray[np.float64]]:
+    """Frames of each section's test cells, corners (2, 2); none unless strips or boxes hold them and no training cell."""
+    test = split == Split.TEST
+    if not test.any() or not (split == Split.TRAIN).any():
+        return []
+    parts = [section == one for one in np.unique(section[test])]
+    found = [box for part in parts if (box := _test_box(xy[part], split[part])) is not None]
+    return found if len(found) == len(parts) else []
 
-    The ``label`` stands beside the panel, where it covers no cell.
-    """
+
+def outline_test(ax: Axes, frames: list[NDArray[np.float64]], *, label: bool) -> None:
+    """Draw the frames; the ``label`` stands beside the panel, where it covers no cell."""
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    test = split == Split.TEST
-    if not test.any() or not (split == Split.TRAIN).any():
-        return False
-    parts = [section == one for one in np.unique(section[test])]
-    boxes = [box for part in parts if (box := _test_box(xy[part], split[part])) is not None]
-    if len(boxes) < len(parts):
-        return False
     halo = [withStroke(linewidth=2.0, foreground="white")]
     line: dict[str, Any] = {"fill": False, "edgecolor": INK, "linewidth": 1.1, "zorder": 5, "path_effects": halo}
-    for low, high in boxes:
+    for low, high in frames:
         ax.add_patch(Rectangle((low[0], low[1]), *(high - low), clip_on=False, gid="test", **line))
-    if label:
-        low, high = min(boxes, key=lambda box: float(box[0, 0]))
+    if label and frames:
+        low, high = min(frames, key=lambda box: float(box[0, 0]))
         words: dict[str, Any] = {"fontsize": 7, "fontweight": "bold", "color": INK, "rotation": 90}
         middle = (low[1] + high[1]) / 2
         ax.text(-0.01, middle, "test", transform=ax.get_yaxis_transform(), ha="right", va="center", **words)
-    return True
 
 
 def _test_box(xy: NDArray[np.float64], split: NDArray[np.str_]) -> NDArray[np.float64] | None:

@@ -11,7 +11,7 @@ from nichekd._palette import MISSING
 from nichekd._resolve import require
 from nichekd.pl._figure import BAR_IN, INK, Grid, check_save, finish, scale_bar, styled
 from nichekd.pl._places import places, sections, table_to_draw
-from nichekd.pl._tissue import Extent, dot_area, dots, frame, outline_test
+from nichekd.pl._tissue import Extent, dot_area, dots, frame, frames_of_test, outline_test
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +101,7 @@ def uncertainty(
             raise ValueError(f"obs[{key!r}] has no value for any of the {mask.sum():,} cells shown. Run nk.tl.distill.")
     xy = places(data, adata, mask)
     split = adata.obs[split_key].astype(str).to_numpy()[mask] if split_key in adata.obs else None
-    section = sections(adata, mask)
+    frames = [] if split is None else frames_of_test(xy, split, sections(adata, mask))
     extent = Extent.of(xy)
     plan = Grid.of(len(shown), extent.aspect, n_entries=0)
     with styled():
@@ -126,8 +126,7 @@ def uncertainty(
             order = np.argsort(np.nan_to_num(column, nan=-np.inf))  # the unsure on top
             points = dots(ax, xy[order], column[order], area, plotnonfinite=True, **colors)
             _color_bar(ax, points, label, is_ood=is_ood, below=extent.aspect < WIDE)
-            if split is not None:
-                outline_test(ax, xy, split, section, label=ax is axes.flat[0])
+            outline_test(ax, frames, label=ax is axes.flat[0])
         scale_bar(axes.flat[0])
         return finish(fig, save, dpi)
 

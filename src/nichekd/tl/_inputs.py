@@ -111,12 +111,13 @@ def features_of(adata: AnnData, use_rep: str, *, run: str) -> Any:
         features = _in_memory(features)  # batches of rows at random are fifty times slower out of a lazy array
     if isinstance(features, np.ndarray):
         blocks = range(0, len(features), BLOCK)
-        bad = sum(int((~np.isfinite(features[i : i + BLOCK])).any(axis=1).sum()) for i in blocks)
-        if bad:
+        # one pass; NaN and infinity pass through both
+        largest = float(np.max([np.abs(features[i : i + BLOCK]).max(initial=0) for i in blocks], initial=0))
+        if not np.isfinite(largest):
+            bad = sum(int((~np.isfinite(features[i : i + BLOCK])).any(axis=1).sum()) for i in blocks)
             raise ValueError(
                 f"obsm[{use_rep!r}] is NaN or infinite for {bad:,} of {len(features):,} cells; run {run} again."
             )
-        largest = max((float(np.abs(features[i : i + BLOCK]).max(initial=0)) for i in blocks), default=0.0)
         if largest > LARGEST:
             raise ValueError(
                 f"obsm[{use_rep!r}] has values of up to {largest:.3g}, which networks can't learn from; scale them, or run "
